@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := locks/dev.txt
+UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+# The stamp is written last, so an interrupted install is done again.
+$(VENV)/.installed: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Gristmill needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Installing into $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(VENV)/.installed ## set up .venv with everything pinned
+
+demo: install ## answer 24 varied requests on this machine
+	@$(BIN)/python -m examples.demo
+
+test: lint ## lint, then run every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## ruff, types and the import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: install ## time a run of 200 lines end to end
+	@$(BIN)/python -m benchmarks.end_to_end
+
+lock: ## resolve the pinned dependencies anew (needs uv)
+	$(UV_COMPILE) --extra cpu --extra embedded --group dev pyproject.toml -o locks/dev.txt
+	$(UV_COMPILE) --extra cpu pyproject.toml -o locks/cpu.txt
+	$(UV_COMPILE) --extra gpu pyproject.toml -o locks/gpu.txt
+
+clean: ## remove what was built (your data in .gristmill stays)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help install demo test lint bench lock clean

@@ -1,0 +1,1 @@
+"""The ledger: a batch from upload to download, with no model in sight."""

@@ -1,0 +1,1 @@
+"""HTTP: every route, one file for each OpenAI resource."""

@@ -1,0 +1,1 @@
+"""The wire: what clients send and receive, its limits and its error texts."""

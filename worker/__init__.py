@@ -1,0 +1,1 @@
+"""The inference side: a prompt, from messages to text, with no batch in sight but in `pump`."""

@@ -1,0 +1,1 @@
+"""A folder of weights becomes an ONNX graph: knows nothing of requests."""
