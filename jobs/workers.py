@@ -1,0 +1,51 @@
+"""The processes that take part, each with an id of its own start, and what they say of themselves."""
+
+import os
+import socket
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, text
+
+
+def register(connection: Connection, *, kind: str, model: str | None = None) -> UUID:
+    """Enter this process under a new id: host and pid come again, an id never does."""
+    worker_id = uuid4()
+    connection.execute(
+        text("""
+            INSERT INTO worker (id, host, pid, kind, model) VALUES (:id, :host, :pid, :kind, :model)
+        """),
+        {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid(), "kind": kind, "model": model},
+    )
+    return worker_id
+
+
+def heartbeat(connection: Connection, worker_id: UUID) -> bool:
+    """Say that this process lives; False if it was declared dead meanwhile and its leases are gone."""
+    done = connection.execute(
+        text("UPDATE worker SET heartbeat_at = now() WHERE id = :id"), {"id": worker_id}
+    )
+    return done.rowcount == 1
+
+
+def forget(connection: Connection, worker_id: UUID) -> None:
+    """Take a process that ends out, so that whatever it still holds is free at once."""
+    connection.execute(text("DELETE FROM worker WHERE id = :id"), {"id": worker_id})
+
+
+def sweep(connection: Connection) -> int:
+    """Forget processes that have been silent for a day; how many."""
+    return connection.execute(
+        text("DELETE FROM worker WHERE heartbeat_at < now() - interval '1 day'")
+    ).rowcount
+
+
+def count_alive(connection: Connection, *, model: str, silent_seconds: float) -> int:
+    """Workers that serve `model` now."""
+    answer: int = connection.execute(
+        text("""
+            SELECT count(*) FROM worker
+             WHERE model = :model AND heartbeat_at > now() - make_interval(secs => :silent_seconds)
+        """),
+        {"model": model, "silent_seconds": silent_seconds},
+    ).scalar_one()
+    return answer

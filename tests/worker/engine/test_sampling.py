@@ -1,0 +1,156 @@
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from worker.engine import sampling
+from worker.engine.sampling import NO_TOKEN, Draw, Logits, Sampling
+
+Distribution = npt.NDArray[np.float64]
+VOCABULARY = 600  # not a whole number of blocks
+CASES = {
+    "temperature 1": Sampling(seed=1),
+    "temperature 2": Sampling(seed=2, temperature=2.0),
+    "temperature 0.3": Sampling(seed=3, temperature=0.3),
+    "top_p 0.9": Sampling(seed=4, top_p=0.9),
+    "top_p 0.5, temperature 1.5": Sampling(seed=5, top_p=0.5, temperature=1.5),
+    "top_k 7": Sampling(seed=6, top_k=7),
+    "top_k over the vocabulary": Sampling(seed=7, top_k=10_000),
+    "min_p 0.1": Sampling(seed=8, min_p=0.1),
+    "all at once": Sampling(seed=9, temperature=1.3, top_p=0.8, top_k=40, min_p=0.05),
+    "top_p and min_p": Sampling(seed=11, top_p=0.95, min_p=0.02),
+    "top_k before min_p": Sampling(seed=10, top_p=0.9, top_k=5, min_p=0.3),
+}
+
+
+def _logits(rows: int = 1, seed: int = 0) -> Logits:
+    return (np.random.default_rng(seed).normal(size=(rows, VOCABULARY)) * 3).astype(np.float32)
+
+
+def _reference(logits: Logits, wanted: Sampling) -> Distribution:
+    """The definition, by a full sort, in float64."""
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / wanted.temperature)
+    order = np.argsort(-weights, kind="stable")
+    if wanted.top_k:
+        order = order[: wanted.top_k]
+    shares = weights[order] / weights[order].sum()
+    before = np.concatenate([[0.0], shares.cumsum()[:-1]])
+    keep = (before < wanted.top_p) if wanted.top_p < 1 else np.ones(len(order), bool)
+    keep &= shares >= wanted.min_p * shares[0]
+    keep[0] = True
+    distribution = np.zeros(len(logits))
+    distribution[order[keep]] = shares[keep] / shares[keep].sum()
+    return distribution
+
+
+def _draw_many(logits: Logits, wanted: Sampling, count: int) -> npt.NDArray[np.int64]:
+    rows = 1000
+    repeated = np.repeat(logits, rows, axis=0)
+    return np.concatenate(
+        [
+            sampling.sample(repeated, [Draw(wanted, 0, position) for position in range(start, start + rows)])
+            for start in range(0, count, rows)
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_follow_the_definition(name: str) -> None:
+    """100,000 of the plain distribution and of the one with everything at once, 20,000 of the others."""
+    logits = _logits()
+    count = 100_000 if name in ("temperature 1", "all at once") else 20_000
+    expected = _reference(logits[0], CASES[name]) * count
+    counts = np.bincount(_draw_many(logits, CASES[name], count), minlength=VOCABULARY)
+    assert not counts[expected == 0].any()
+    rare = expected < 10
+    seen = np.append(counts[~rare], counts[rare].sum()).astype(float)
+    due = np.append(expected[~rare], expected[rare].sum())
+    seen, due = seen[due > 0], due[due > 0]
+    freedom = len(due) - 1
+    chi_square = ((seen - due) ** 2 / due).sum()
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 8
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sort(spread: float, top_p: float) -> None:
+    """Large enough to be searched instead of sorted; rounded, so that many tokens are equal."""
+    logits = (np.random.default_rng(3).normal(size=(1, 6000)) * spread).round(1).astype(np.float32)
+    wanted = Sampling(seed=12, top_p=top_p)
+    expected = np.flatnonzero(_reference(logits[0], wanted))
+    weights = np.exp(logits[0] - logits[0].max())
+    cutoff, count = sampling._nucleus(weights, top_p * float(weights.sum(dtype=np.float64)))
+    kept = sampling._most_likely(weights, cutoff, count)
+    assert abs(len(kept) - len(expected)) <= 1  # float32 and float64 may disagree on the last token
+    assert len(np.setxor1d(kept, expected)) <= 1
+    assert np.isin(_draw_many(logits, wanted, 1000), kept).all()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Sampling(seed=1, temperature=0),
+        Sampling(seed=1, temperature=1e-9),
+        Sampling(seed=1, top_p=0),
+        Sampling(seed=1, temperature=2, top_p=1e-9),
+        Sampling(seed=1, top_k=1),
+    ],
+)
+def test_a_greedy_row_takes_the_most_likely_token_whatever_the_noise(wanted: Sampling) -> None:
+    logits = _logits(rows=50)
+    tokens = sampling.sample(logits, [Draw(wanted, 0, position) for position in range(50)])
+    assert tokens.tolist() == logits.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("wanted", CASES.values(), ids=CASES.keys())
+def test_the_only_allowed_token_is_always_drawn(wanted: Sampling) -> None:
+    logits = _logits(rows=20)
+    for row in logits:
+        mask = np.zeros(-(-VOCABULARY // 32), np.uint32)
+        mask[577 // 32] = 1 << (577 % 32)
+        sampling.allow_only(row, mask)
+    assert sampling.sample(logits, [Draw(wanted, 0, p) for p in range(20)]).tolist() == [577] * 20
+
+
+def test_tokens_past_the_end_of_a_mask_are_not_allowed() -> None:
+    logits = _logits()
+    sampling.allow_only(logits[0], np.array([0xFFFFFFFF], np.uint32))
+    assert np.isfinite(logits[0, :32]).all()
+    assert not np.isfinite(logits[0, 32:]).any()
+
+
+@pytest.mark.parametrize("wanted", [Sampling(seed=1), Sampling(seed=1, temperature=0)])
+@pytest.mark.parametrize("damage", [-np.inf, np.nan])
+def test_a_row_without_a_likely_token_draws_none_and_the_others_draw_theirs(
+    wanted: Sampling, damage: float
+) -> None:
+    logits = _logits(rows=3)
+    draws = [Draw(wanted, 0, position) for position in range(3)]
+    whole = sampling.sample(logits.copy(), draws).tolist()
+    logits[1] = damage
+    assert sampling.sample(logits, draws).tolist() == [whole[0], NO_TOKEN, whole[2]]
+
+
+def test_a_row_draws_the_same_alone_and_among_others() -> None:
+    logits = _logits(rows=len(CASES))
+    draws = [Draw(wanted, choice, 40) for choice, wanted in enumerate(CASES.values())]
+    together = sampling.sample(logits.copy(), draws)
+    for row, draw in enumerate(draws):
+        assert sampling.sample(logits[row : row + 1].copy(), [draw]) == together[row]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sampling(seed=1, temperature=-0.1),
+        lambda: Sampling(seed=1, temperature=float("nan")),
+        lambda: Sampling(seed=1, temperature=float("inf")),
+        lambda: Sampling(seed=1, top_p=1.1),
+        lambda: Sampling(seed=1, top_k=-1),
+        lambda: Sampling(seed=1, min_p=2),
+    ],
+)
+def test_parameters_out_of_range_are_refused(make: Callable[[], Sampling]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        make()

@@ -1,0 +1,70 @@
+"""What goes into the engine and what comes out: a prompt in token ids, a completion in token ids."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.engine.sampling import Mask, Sampling
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended. Cancelled and failed prompts have no completion, so no reason either."""
+
+    STOP = "stop"
+    """A stop token, or a watcher that wanted no more."""
+    LENGTH = "length"
+    """`tokens_max` is reached, or the context is full."""
+
+
+class Watcher(Protocol):
+    """A feature of the text that one choice owns: stop strings, a grammar. Called on the engine's thread."""
+
+    def mask(self) -> Mask | None:
+        """The tokens allowed next, one bit each, packed low bit first; None allows all."""
+        ...
+
+    def accept(self, token_id: int) -> bool:
+        """Take a token that was drawn; False ends the choice with it. Stop tokens are not shown."""
+        ...
+
+    def finish(self) -> None:
+        """The choice has ended, in whatever way: called once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One prompt and all that is wanted of it.
+
+    `tokens_max` counts each choice's output; None means up to the context. `stop_token_ids` holds every token
+    that ends a choice, the model's own among them: the engine knows none by itself. A lower `priority` enters
+    first. `watch` makes the watcher of a choice, given its index; `submit` calls it, in the caller's thread.
+    """
+
+    token_ids: Sequence[int] | npt.NDArray[np.int64]
+    sampling: Sampling
+    tokens_max: int | None = None
+    choices: int = 1
+    stop_token_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    watch: Callable[[int], Watcher] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One choice, ended.
+
+    `token_ids` leaves the stop token out. `output_tokens` counts every token that was drawn, the stop token
+    included, as vLLM's `completion_tokens` does. A usage adds up `output_tokens` over the choices, but has
+    `prompt_tokens` and `cached_tokens` (those of the prompt that were not computed for it) once.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int

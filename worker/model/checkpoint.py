@@ -1,0 +1,20 @@
+"""A model as its makers published it, read but not yet converted: what every file format is turned into."""
+
+from dataclasses import dataclass
+
+import tokenizers
+
+from worker.model.spec import ModelSpec
+from worker.model.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights, tokenizer and chat template of one model."""
+
+    spec: ModelSpec
+    weights: Weights
+    tokenizer: tokenizers.Tokenizer
+    chat_template: str  # Jinja, as Hugging Face renders it
+    bos_token: str  # for the template; "" where the model has none
+    eos_token: str

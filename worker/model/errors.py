@@ -1,0 +1,25 @@
+"""What can be wrong with a model, each in one sentence a user can act on."""
+
+
+class ModelError(Exception):
+    """A model cannot be added, opened or removed; the message says what was found and what to do."""
+
+
+class UnsupportedModel(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+    """The weights are readable, but of a kind that Gristmill cannot run."""
+
+
+class UnreadableWeights(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+    """The file is not what its name says, or part of it is missing."""
+
+
+class SourceUnavailable(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+    """The weights could not be fetched from where they are kept."""
+
+
+class UnknownModel(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+    """Nothing is known under this name, or the name cannot be one."""
+
+
+class DamagedModel(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+    """A model folder lacks something, or holds something else than what was written."""

@@ -1,0 +1,177 @@
+"""A model folder: everything that a worker needs to run one model, checked before it is trusted."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from worker.model import graph, tokenizer
+from worker.model.checkpoint import Checkpoint
+from worker.model.errors import DamagedModel, UnknownModel
+from worker.model.manifest import MANIFEST_NAME, Manifest, StoredFile
+from worker.model.onnx_file import GRAPH_NAME, WEIGHTS_NAME
+from worker.model.precision import Precision
+from worker.model.spec import ModelSpec
+from worker.model.tokenizer import Tokenizer
+
+TOKENIZER_NAME: Final = "tokenizer.json"
+TEMPLATE_NAME: Final = "chat_template.jinja"
+_FILE_NAMES: Final = (GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
+
+_BLOCK_BYTES: Final = 4096
+_BLOCKS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model ready to run. Its files are never changed: a new conversion is a new folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.manifest.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two folders that give the same answers."""
+        return self.manifest.fingerprint
+
+    @property
+    def graph_path(self) -> Path:
+        return self.path / GRAPH_NAME
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.manifest.files)
+
+    def chat_template(self) -> str:
+        """Jinja source."""
+        return (self.path / TEMPLATE_NAME).read_text("utf-8")
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the tokenizer; keep it, for that takes a quarter of a second."""
+        return tokenizer.load(
+            self.path / TOKENIZER_NAME,
+            vocabulary=self.spec.vocabulary,
+            eos_token_ids=self.spec.eos_token_ids,
+        )
+
+
+def write(
+    path: Path, checkpoint: Checkpoint, *, name: str, source: str, reference: str, precision: Precision
+) -> ModelFolder:
+    """Convert a checkpoint into an existing empty folder; when this returns, all of it is on the disk."""
+    graph.write(checkpoint.spec, checkpoint.weights, precision, path)
+    (path / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(), "utf-8")
+    (path / TEMPLATE_NAME).write_text(checkpoint.chat_template, "utf-8")
+    manifest = Manifest(
+        name=name,
+        source=source,
+        reference=reference,
+        precision=precision,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        spec=checkpoint.spec,
+        bos_token=checkpoint.bos_token,
+        eos_token=checkpoint.eos_token,
+        files=tuple(_describe(path / file_name) for file_name in _FILE_NAMES),
+    )
+    (path / MANIFEST_NAME).write_text(manifest.as_json(), "utf-8")
+    _flush(path / file_name for file_name in (*_FILE_NAMES, MANIFEST_NAME))
+    _flush([path])
+    return ModelFolder(path, manifest)
+
+
+def open_model(path: Path) -> ModelFolder:
+    """Open a folder that `write` made, after a quick check of every file: its size and a sample of its bytes.
+
+    Raises UnknownModel if there is no such folder, DamagedModel if a file is missing, cut short or replaced.
+    """
+    if not path.is_dir():
+        raise UnknownModel(f"there is no model folder {path}; add one with: gristmill models add NAME")
+    folder = ModelFolder(path, _read_manifest(path))
+    for file in folder.manifest.files:
+        _check_size(folder, file)
+        if _sample_digest(path / file.name) != file.sample_sha256:
+            raise _damaged(folder, f"{file.name} holds something else than what was written")
+    return folder
+
+
+def verify(path: Path) -> ModelFolder:
+    """Open a folder after reading all of it. Raises as `open_model` does."""
+    folder = ModelFolder(path, _read_manifest(path))
+    for file in folder.manifest.files:
+        _check_size(folder, file)
+        if _digest(path / file.name) != file.sha256:
+            raise _damaged(folder, f"{file.name} holds something else than what was written")
+    return folder
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.from_json((path / MANIFEST_NAME).read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedModel(
+            f"the model folder {path} is damaged: {MANIFEST_NAME} is missing or cannot be read ({error}); "
+            f"mend it with: gristmill models add {path.name}"
+        ) from error
+
+
+def _check_size(folder: ModelFolder, file: StoredFile) -> None:
+    try:
+        size_bytes = (folder.path / file.name).stat().st_size
+    except FileNotFoundError:
+        raise _damaged(folder, f"{file.name} is missing") from None
+    if size_bytes != file.size_bytes:
+        raise _damaged(folder, f"{file.name} has {size_bytes:,} bytes instead of {file.size_bytes:,}")
+
+
+def _damaged(folder: ModelFolder, fault: str) -> DamagedModel:
+    reference = folder.manifest.reference
+    remedy = reference if reference == folder.name else f"{reference} --name {folder.name}"
+    return DamagedModel(
+        f"the model folder {folder.path} is damaged: {fault}; mend it with: gristmill models add {remedy}"
+    )
+
+
+def _describe(path: Path) -> StoredFile:
+    return StoredFile(path.name, path.stat().st_size, _digest(path), _sample_digest(path))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sample_digest(path: Path) -> str:
+    """The SHA-256 of a file's first and last block and of blocks spread evenly between them."""
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        return hashlib.sha256(b"".join(_blocks(file, size_bytes))).hexdigest()
+
+
+def _blocks(file: BinaryIO, size_bytes: int) -> Iterable[bytes]:
+    if size_bytes <= _BLOCKS * _BLOCK_BYTES:
+        yield file.read()
+        return
+    for index in range(_BLOCKS):
+        file.seek((size_bytes - _BLOCK_BYTES) * index // (_BLOCKS - 1))
+        yield file.read(_BLOCK_BYTES)
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    """Bring files, or the entries of a folder, to the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,95 @@
+"""An ONNX model being written: nodes are kept, weights go straight to one file beside it.
+
+ONNX Runtime maps that file into memory, so the processes of one machine share its pages.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+GRAPH_NAME: Final = "model.onnx"
+WEIGHTS_NAME: Final = "model.onnx.data"
+
+MICROSOFT: Final = "com.microsoft"
+_OPSETS: Final = {"": 21, MICROSOFT: 1}
+_IR_VERSION: Final = 10
+_ALIGNMENT_BYTES: Final = 4096  # a page, so that a mapped tensor starts on one
+
+
+class OnnxFile:
+    """Collects a graph. Every value is named by its caller; nodes must come in the order in which they run.
+
+    Use as a context manager: it holds the weights file open.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._nodes: list[NodeProto] = []
+        self._initializers: list[TensorProto] = []
+        self._weights = (folder / WEIGHTS_NAME).open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._weights.close()
+
+    def node(
+        self, operator: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any
+    ) -> str:
+        """Add a node with one output; gives the name of that output."""
+        self.nodes(operator, inputs, [output], domain, **attributes)
+        return output
+
+    def nodes(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        domain: str = "",
+        **attributes: Any,
+    ) -> None:
+        """Add a node with several outputs; an output named "" is not wanted."""
+        self._nodes.append(
+            helper.make_node(
+                operator, inputs, outputs, name=f"{outputs[0]}/{operator}", domain=domain, **attributes
+            )
+        )
+
+    def weight(self, name: str, array: NDArray[np.floating[Any]]) -> str:
+        """Append a tensor to the weights file and declare it; gives its name."""
+        self._weights.write(b"\0" * (-self._weights.tell() % _ALIGNMENT_BYTES))
+        offset = self._weights.tell()
+        array = np.ascontiguousarray(array)
+        self._weights.write(array.data)
+        tensor = TensorProto(
+            name=name,
+            dims=array.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", WEIGHTS_NAME), ("offset", offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._initializers.append(tensor)
+        return name
+
+    def constant(self, name: str, values: Sequence[int]) -> str:
+        """Declare a small int64 vector inside the graph; gives its name."""
+        self._initializers.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+        return name
+
+    def save(self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> None:
+        """Write the graph beside its weights."""
+        graph = helper.make_graph(self._nodes, "gristmill", inputs, outputs, self._initializers)
+        opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
+        model: ModelProto = helper.make_model(
+            graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="gristmill"
+        )
+        (self._folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))

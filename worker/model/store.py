@@ -1,0 +1,165 @@
+"""The folder that holds all models of a machine: adds, lists and removes them, in any number of processes."""
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from worker.model import folder, gguf, sources
+from worker.model.errors import DamagedModel, ModelError, UnknownModel
+from worker.model.folder import ModelFolder
+from worker.model.precision import Precision
+from worker.model.sources import Source
+
+# Two hyphens stand for the slash in a folder's name, so a name cannot hold them.
+_NAME: Final = re.compile(r"(?!.*(--|\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]|[A-Za-z0-9]")
+
+_SCRATCH: Final = ".writing-"  # then the folder's name and a tilde, which no name holds
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def add(
+    source: str,
+    models_dir: Path,
+    name: str | None = None,
+    precision: str = Precision.FP32,
+    progress: Callable[[str], None] = _silent,
+) -> ModelFolder:
+    """Fetch, convert and keep a model; give the one that is there if it is the same and whole.
+
+    `source` is a known short name or the path of a .gguf file. Several processes may add the same model: one
+    converts, the others wait for it. A model is there whole or not at all, also after a crash.
+    Raises a ModelError that says what is wrong in one sentence.
+    """
+    wanted, wanted_precision = sources.resolve(source), Precision.parse(precision)
+    chosen = name or wanted.default_name
+    target = path_of(chosen, models_dir)
+    model = _present(target)
+    if model is None:
+        with _writing_errors(models_dir), _locked(target, progress):
+            model = _present(target) or _convert(wanted, target, chosen, wanted_precision, progress)
+    if (model.manifest.source, model.manifest.precision) != (wanted.origin, wanted_precision):
+        raise ModelError(
+            f"a model named '{chosen}' is there already, made from {model.manifest.source} in "
+            f"{model.manifest.precision}; remove it first with: gristmill models remove {chosen}"
+        )
+    return model
+
+
+def open_named(name: str, models_dir: Path) -> ModelFolder:
+    """Open a model by its name. Raises UnknownModel or DamagedModel."""
+    path = path_of(name, models_dir)
+    if not path.is_dir():
+        raise UnknownModel(f"there is no model '{name}'; add it with: gristmill models add {name}")
+    return folder.open_model(path)
+
+
+def list_models(models_dir: Path) -> list[ModelFolder]:
+    """All models that can be opened, by name; damaged ones are left out."""
+    found = []
+    for path in sorted(models_dir.glob("[!.]*/")) if models_dir.is_dir() else []:
+        try:
+            found.append(folder.open_model(path))
+        except DamagedModel:
+            continue
+    return sorted(found, key=lambda model: model.name)
+
+
+def remove(name: str, models_dir: Path) -> None:
+    """Delete a model, damaged or not. Workers that run it go on: they hold its files open.
+
+    Raises UnknownModel if there is none of this name.
+    """
+    target = path_of(name, models_dir)
+    if not target.is_dir():
+        raise UnknownModel(f"there is no model '{name}' to remove")
+    with _writing_errors(models_dir), _locked(target):
+        _discard(target)
+
+
+def path_of(name: str, models_dir: Path) -> Path:
+    """Where a model of this name is kept. Raises UnknownModel if it cannot be a name."""
+    if not _NAME.fullmatch(name):
+        raise UnknownModel(
+            f"'{name[:80]}' cannot be the name of a model: use up to 200 letters, digits and . _ - / , "
+            "without '..', '--' or '//', a letter or digit first and last"
+        )
+    return models_dir / name.replace("/", "--")
+
+
+def _present(target: Path) -> ModelFolder | None:
+    """The model that is there; None if there is none, or one that must be made again."""
+    try:
+        return folder.open_model(target)
+    except (UnknownModel, DamagedModel):
+        return None
+
+
+def _convert(
+    source: Source, target: Path, name: str, wanted: Precision, progress: Callable[[str], None]
+) -> ModelFolder:
+    """Fetch and convert beside the target, then put it there in one move."""
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{target.name}~", dir=target.parent) as scratch:
+        fetched, built = Path(scratch, "fetched"), Path(scratch, "built")
+        fetched.mkdir()
+        built.mkdir()
+        weights = source.fetch(fetched, progress)
+        progress(f"Reading {weights.name}")
+        checkpoint = gguf.read(weights)
+        progress(f"Writing the {wanted} graph of {name}")
+        folder.write(
+            built, checkpoint, name=name, source=source.origin, reference=source.reference, precision=wanted
+        )
+        _discard(target)
+        built.rename(target)
+        _flush_entries(target.parent)
+    progress(f"{name} is ready in {target}")
+    return folder.open_model(target)
+
+
+def _discard(target: Path) -> None:
+    """Make a folder vanish at once, then delete it at leisure."""
+    if not target.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{target.name}~", dir=target.parent) as scratch:
+        target.rename(Path(scratch, "old"))
+
+
+def _flush_entries(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(target: Path, progress: Callable[[str], None] = _silent) -> Iterator[None]:
+    """One process at a time for a name; the lock ends with its process, and then its leftovers go too."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"Another process is at work on {target.name}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in target.parent.glob(f"{_SCRATCH}{target.name}~*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def _writing_errors(models_dir: Path) -> Iterator[None]:
+    """A full disk or a folder without permission, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{models_dir} cannot be written: {error.strerror or error}") from error

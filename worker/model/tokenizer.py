@@ -1,0 +1,113 @@
+"""Text to token ids and back. What a user wrote never becomes a control token.
+
+A chat template joins its own control tokens and the user's text into one string. So that the two can be told
+apart after it, `shield` puts an invisible mark into everything in the user's text that reads like a control
+token; `encode_template` then finds only the template's own, and removes the marks. Text without look-alikes
+is not touched, and its ids are those of an ordinary encoder.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import tokenizers
+
+from worker.model import byte_level
+
+# A code point that Unicode keeps for a program's inner use. Text that holds it anyway gets it doubled.
+_MARK: Final = "\ufdd0"
+_MARKS: Final = re.compile(f"{_MARK}({_MARK}?)")
+
+
+class Tokenizer:
+    """One model's tokenizer; safe to use from several threads."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, vocabulary: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        self.vocabulary = vocabulary
+        """How many ids the model knows, which can be more than there are tokens."""
+        self.eos_token_ids = eos_token_ids
+        self._backend = backend
+        # Control tokens are found here; what is left for the backend is text, whatever it looks like.
+        self._backend.encode_special_tokens = True
+        added = backend.get_added_tokens_decoder()
+        self._whole = {token.content for token in added.values() if not token.special}
+        # A mark cannot break a single sign, so such a token is text to us.
+        self._control = {
+            token.content: index for index, token in added.items() if token.special and len(token.content) > 1
+        }
+        self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
+        self._control_beginnings = tuple(
+            {text[:end] for text in self._control for end in range(1, len(text))}
+        )
+
+    @cached_property
+    def token_bytes(self) -> Sequence[bytes]:
+        """What each id adds to an answer, one entry per id; b"" for control tokens and unused ids."""
+        table = [b""] * self.vocabulary
+        for token, index in self._backend.get_vocab(with_added_tokens=True).items():
+            if token not in self._control and index < self.vocabulary:
+                table[index] = token.encode() if token in self._whole else byte_level.token_bytes(token)
+        return table
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """The control tokens: those that only a template or the model itself may write."""
+        return frozenset(self._control.values())
+
+    def shield(self, text: str) -> str:
+        """Prepare a user's text for a template, so that nothing in it reads as a control token."""
+        if self._control_pattern is None:
+            return text
+        text = text.replace(_MARK, _MARK * 2)
+        text = self._control_pattern.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
+        # What follows in the template could complete it.
+        return text + _MARK if text.endswith(self._control_beginnings) else text
+
+    def encode_template(self, text: str) -> list[int]:
+        """The ids of a rendered template whose foreign texts all went through `shield`."""
+        ids: list[int] = []
+        end = 0
+        for found in self._control_pattern.finditer(text) if self._control_pattern else ():
+            ids += self.encode_plain(_without_marks(text[end : found.start()]))
+            ids.append(self._control[found[0]])
+            end = found.end()
+        return ids + self.encode_plain(_without_marks(text[end:]))
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is a control token."""
+        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer: without control tokens, bytes that are not UTF-8 replaced."""
+        return b"".join([self.token_bytes[index] for index in ids]).decode("utf-8", "replace")
+
+    def token_text(self, index: int) -> str:
+        """How a token is written: a control token as itself, any other as its text, "" for an unused id."""
+        token = self._backend.id_to_token(index)
+        return token if index in self.special_token_ids and token else self.decode([index])
+
+    def as_json(self) -> str:
+        """The tokenizer in Hugging Face's format."""
+        return self._backend.to_str()
+
+
+def load(path: Path, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> Tokenizer:
+    """Read a tokenizer.json."""
+    return Tokenizer(
+        tokenizers.Tokenizer.from_str(path.read_text("utf-8")),
+        vocabulary=vocabulary,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern that finds the longest of the texts at the first place where one stands."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+
+
+def _without_marks(text: str) -> str:
+    return _MARKS.sub(r"\1", text) if _MARK in text else text
