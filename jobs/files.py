@@ -66,9 +66,7 @@ class Writer:
         self._pending = bytearray()
         self._parts = 0
         values = {"id": self.id, "project_id": project_id, "purpose": purpose, "filename": filename}
-        database.run(
-            engine, lambda c: c.execute(table.insert().values(**values, state=FileState.UPLOADING.value))
-        )
+        database.run(engine, lambda c: c.execute(table.insert().values(**values, state=FileState.UPLOADING.value)))
 
     def write(self, content: bytes) -> None:
         """Add bytes; stores every part that is full."""
@@ -104,9 +102,7 @@ def publish(
         values["expires_at"] = table.c.created_at + func.make_interval(0, 0, 0, 0, 0, 0, lifetime_seconds)
     if purpose is not None:
         values["purpose"] = purpose
-    row = connection.execute(
-        table.update().where(table.c.id == writer.id).values(**values).returning(*COLUMNS)
-    ).one()
+    row = connection.execute(table.update().where(table.c.id == writer.id).values(**values).returning(*COLUMNS)).one()
     return File(*row)
 
 

@@ -36,9 +36,7 @@ def create(connection: Connection, *, name: str, project_id: str = DEFAULT_PROJE
 
 
 def ensure_project(connection: Connection, project_id: str) -> None:
-    connection.execute(
-        text("INSERT INTO project (id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": project_id}
-    )
+    connection.execute(text("INSERT INTO project (id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": project_id})
 
 
 def authenticate(connection: Connection, key: str | None) -> Caller:
@@ -56,9 +54,7 @@ def authenticate(connection: Connection, key: str | None) -> Caller:
     row = None
     if prefix == "gm" and key_id.isalnum() and key_id.isascii():
         row = connection.execute(
-            select(table.c.project_id, table.c.secret_sha256).where(
-                table.c.id == key_id, table.c.revoked_at.is_(None)
-            )
+            select(table.c.project_id, table.c.secret_sha256).where(table.c.id == key_id, table.c.revoked_at.is_(None))
         ).one_or_none()
     expected = row.secret_sha256 if row is not None else UNKNOWN_SHA256
     if not hmac.compare_digest(expected, _sha256(secret)) or row is None:
@@ -78,9 +74,7 @@ def is_valid(connection: Connection, key: str) -> bool:
 def revoke(connection: Connection, key_id: str) -> bool:
     """Refuse a key from now on; False if there was none of this id to refuse."""
     done = connection.execute(
-        table.update()
-        .where(table.c.id == key_id, table.c.revoked_at.is_(None))
-        .values(revoked_at=func.now())
+        table.update().where(table.c.id == key_id, table.c.revoked_at.is_(None)).values(revoked_at=func.now())
     )
     return done.rowcount == 1
 

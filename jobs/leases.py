@@ -25,9 +25,7 @@ class Lease:
     crashes: int
 
 
-def claim(
-    connection: Connection, *, batch_id: int, owner: UUID, chunks: int, deadline_seconds: float
-) -> list[Lease]:
+def claim(connection: Connection, *, batch_id: int, owner: UUID, chunks: int, deadline_seconds: float) -> list[Lease]:
     """Lease up to `chunks` ready chunks of a batch, in the order of work.
 
     Promise: a chunk is leased by one owner at a time, and never from a batch that is not in progress.

@@ -34,9 +34,7 @@ def find(connection: Connection) -> list[Model]:
 
 def get(connection: Connection, name: str) -> Model:
     """The model of this name. NotFound with OpenAI's code otherwise."""
-    row = connection.execute(
-        select(table.c.name, table.c.created_at).where(table.c.name == name)
-    ).one_or_none()
+    row = connection.execute(select(table.c.name, table.c.created_at).where(table.c.name == name)).one_or_none()
     if row is None:
         raise NotFound(f"The model '{name}' does not exist", code="model_not_found", param="model")
     return Model(*row)

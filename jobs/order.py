@@ -47,5 +47,6 @@ def _beginning(messages: object, characters_max: int) -> str:
             break
         if isinstance(message, dict):
             content = message.get("content")
-            shown += f"\x1e{message.get('role')}\x1f{content if isinstance(content, str) else repr(content)[:characters_max]}"
+            said = content if isinstance(content, str) else repr(content)
+            shown += f"\x1e{message.get('role')}\x1f{said[:characters_max]}"
     return shown[:characters_max]

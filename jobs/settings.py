@@ -43,9 +43,7 @@ class Settings(BaseModel):
         2048, ge=16, description="Longest prompt with its answer, in tokens, that a worker makes room for."
     )
     chunk_lines: int = Field(64, ge=1, le=4096, description="Lines a worker leases together.")
-    lease_seconds: int = Field(
-        60, ge=2, description="A process silent for this long has lost its leases to others."
-    )
+    lease_seconds: int = Field(60, ge=2, description="A process silent for this long has lost its leases to others.")
     heartbeat_seconds: float = Field(5, gt=0, description="How often a process says that it lives.")
     sweep_seconds: float = Field(5, gt=0, description="How often lost leases and late batches are looked for.")
     flush_seconds: float = Field(0.5, gt=0, description="Longest an answer waits before it is stored.")

@@ -21,9 +21,7 @@ def register(connection: Connection, *, kind: str, model: str | None = None) -> 
 
 def heartbeat(connection: Connection, worker_id: UUID) -> bool:
     """Say that this process lives; False if it was declared dead meanwhile and its leases are gone."""
-    done = connection.execute(
-        text("UPDATE worker SET heartbeat_at = now() WHERE id = :id"), {"id": worker_id}
-    )
+    done = connection.execute(text("UPDATE worker SET heartbeat_at = now() WHERE id = :id"), {"id": worker_id})
     return done.rowcount == 1
 
 
@@ -34,9 +32,7 @@ def forget(connection: Connection, worker_id: UUID) -> None:
 
 def sweep(connection: Connection) -> int:
     """Forget processes that have been silent for a day; how many."""
-    return connection.execute(
-        text("DELETE FROM worker WHERE heartbeat_at < now() - interval '1 day'")
-    ).rowcount
+    return connection.execute(text("DELETE FROM worker WHERE heartbeat_at < now() - interval '1 day'")).rowcount
 
 
 def count_alive(connection: Connection, *, model: str, silent_seconds: float) -> int:

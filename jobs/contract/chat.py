@@ -24,7 +24,7 @@ UNSUPPORTED = frozenset(
         "tool_choice", "tools", "top_logprobs", "verbosity", "web_search_options",
     }
 )  # fmt: skip
-HARMLESS = {  # values of the above that ask for nothing
+HARMLESS: dict[str, tuple[object, ...]] = {  # values of the above that ask for nothing
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "logprobs": (None, False),

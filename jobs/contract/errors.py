@@ -51,22 +51,11 @@ def describe(fault: ErrorDetails) -> BadRequest:
     limits = fault.get("ctx", {})
     match kind:
         case "missing":
-            if path == "model":
-                return BadRequest("you must provide a model parameter")
-            return BadRequest(
-                f"Missing required parameter: '{path}'.", code="missing_required_parameter", param=path
-            )
+            return _missing(path)
         case "extra_forbidden":
             return BadRequest(f"Unknown parameter: '{path}'.", code="unknown_parameter", param=path)
         case "greater_than_equal" | "less_than_equal":
             return _out_of_range(path, found, limits, is_below=kind == "greater_than_equal")
-        case "too_short":
-            return BadRequest(
-                f"Invalid '{path}': empty array. Expected an array with minimum length 1, "
-                "but got an empty array instead.",
-                code="empty_array",
-                param=path,
-            )
         case "too_long":
             return _too_long(path, found, limits)
         case "string_too_long":
@@ -76,22 +65,10 @@ def describe(fault: ErrorDetails) -> BadRequest:
                 code="string_above_max_length",
                 param=path,
             )
-        case "string_too_short":
-            return BadRequest(
-                f"Invalid '{path}': empty string. Expected a string with minimum length 1, "
-                "but got an empty string instead.",
-                code="empty_string",
-                param=path,
-            )
+        case "too_short" | "string_too_short":
+            return _empty(path, "array" if kind == "too_short" else "string")
         case "literal_error" | "enum":
-            supported = limits["expected"].replace(" or ", " and ")
-            return BadRequest(
-                f"Invalid value: '{found}'. Supported values are: {supported}."
-                if isinstance(found, str)
-                else f"Invalid type for '{path}': expected one of {supported}, but got {type_name(found)} instead.",
-                code="invalid_value" if isinstance(found, str) else "invalid_type",
-                param=path,
-            )
+            return _not_among(path, found, limits["expected"])
         case "value_error":
             return BadRequest(str(limits["error"]), code="invalid_value", param=path)
         case _:
@@ -133,6 +110,35 @@ def type_name(value: object) -> str:
             return "an array"
         case _:
             return "an object"
+
+
+def _missing(path: str) -> BadRequest:
+    if path == "model":
+        return BadRequest("you must provide a model parameter")
+    return BadRequest(f"Missing required parameter: '{path}'.", code="missing_required_parameter", param=path)
+
+
+def _empty(path: str, noun: str) -> BadRequest:
+    article = "an" if noun == "array" else "a"
+    return BadRequest(
+        f"Invalid '{path}': empty {noun}. Expected {article} {noun} with minimum length 1, "
+        f"but got an empty {noun} instead.",
+        code=f"empty_{noun}",
+        param=path,
+    )
+
+
+def _not_among(path: str, found: object, expected: str) -> BadRequest:
+    supported = expected.replace(" or ", " and ")
+    if isinstance(found, str):
+        return BadRequest(
+            f"Invalid value: '{found}'. Supported values are: {supported}.", code="invalid_value", param=path
+        )
+    return BadRequest(
+        f"Invalid type for '{path}': expected one of {supported}, but got {type_name(found)} instead.",
+        code="invalid_type",
+        param=path,
+    )
 
 
 def _out_of_range(path: str, found: object, limits: dict[str, object], *, is_below: bool) -> BadRequest:

@@ -1,0 +1,114 @@
+"""What must happen even if nobody asks: lost leases, late batches, stuck states, old files, hints again.
+
+A thread in every process, since it must run while the broker is dead. Each duty has a row in `tick`, so
+that it runs once per interval over all processes, with no leader to elect. Two at once do no harm.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs import batches, database, direct, files, leases, workers
+from jobs.hints import Hints
+from jobs.settings import Settings
+from jobs.states import BatchState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    name: str
+    every_seconds: float
+    perform: Callable[[Connection], object]
+
+
+class Sweeper:
+    """Runs the duties that are due, every few seconds, until it is stopped."""
+
+    def __init__(self, engine: Engine, hints: Hints, settings: Settings) -> None:
+        self._engine = engine
+        self._hints = hints
+        self._settings = settings
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self.duties = [
+            Duty("lost leases", settings.sweep_seconds, self._sweep_leases),
+            Duty("late batches", settings.sweep_seconds, batches.expire),
+            Duty("answered batches", settings.sweep_seconds, _close_answered),
+            Duty("hints", settings.sweep_seconds, self._hint_again),
+            Duty("old files", 60, files.sweep),
+            Duty("direct completions", 60, direct.sweep),
+            Duty("silent workers", 600, workers.sweep),
+        ]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and wait for the duty under way."""
+        self._stop.set()
+        self._thread.join(timeout=30)
+
+    def sweep(self) -> None:
+        """Perform every duty that is due now, each in a transaction of its own."""
+        for duty in self.duties:
+            database.run(self._engine, lambda c, duty=duty: _perform_if_due(c, duty))  # type: ignore[misc]
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._settings.sweep_seconds * random.uniform(0.7, 1.3)):  # noqa: S311
+            try:
+                self.sweep()
+            except SQLAlchemyError as error:
+                logger.warning("sweep failed", extra={"reason": str(error)})
+
+    def _sweep_leases(self, connection: Connection) -> None:
+        if lost := leases.sweep(connection, silent_seconds=self._settings.lease_seconds):
+            logger.warning("leases taken back", extra={"batches": lost})
+
+    def _hint_again(self, connection: Connection) -> None:
+        for batch_id, _ in batches.in_states(connection, BatchState.VALIDATING):
+            self._hints.ingest(batch_id)
+        for batch_id, _ in batches.in_states(connection, BatchState.FINALIZING, BatchState.CANCELLING):
+            self._hints.finalize(batch_id)
+        for model in _models_with_work(connection):
+            self._hints.pump(model)
+
+
+def _perform_if_due(connection: Connection, duty: Duty) -> None:
+    """Do a duty if this process is the one that moves its tick on."""
+    connection.execute(
+        text("INSERT INTO tick (name, next_at) VALUES (:name, now()) ON CONFLICT DO NOTHING"),
+        {"name": duty.name},
+    )
+    is_due = connection.execute(
+        text("""
+            UPDATE tick SET next_at = now() + make_interval(secs => :every_seconds)
+             WHERE name = :name AND next_at <= now()
+        """),
+        {"name": duty.name, "every_seconds": duty.every_seconds * 0.9},
+    )
+    if is_due.rowcount:
+        duty.perform(connection)
+
+
+def _close_answered(connection: Connection) -> None:
+    """Move on the batches whose last flush died before it could ask whether it was the last."""
+    for batch_id, _ in batches.in_states(connection, BatchState.IN_PROGRESS):
+        batches.close_if_answered(connection, batch_id)
+
+
+def _models_with_work(connection: Connection) -> list[str]:
+    rows = connection.execute(
+        text("""
+            SELECT DISTINCT b.model FROM batch b
+             WHERE b.state = 'in_progress' AND EXISTS (
+                   SELECT 1 FROM chunk c WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now())
+        """)
+    )
+    return [row[0] for row in rows]
