@@ -37,6 +37,7 @@ class Batch:
     outcome: BatchState | None
     metadata: dict[str, str] | None
     errors: dict[str, object] | None
+    priority: int
     output_lifetime_seconds: int | None
     total: int
     completed: int

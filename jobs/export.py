@@ -41,7 +41,7 @@ def finalize(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) 
         return None
     try:
         batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
-        assert batch is not None, "a leased batch exists"  # noqa: S101
+        assert batch is not None, "a leased batch exists"
         written = Written(None, None) if batch.is_direct else _write(engine, batch)
         state = database.run(engine, lambda c: _link(c, batch, epoch, written))
     except BaseException:

@@ -62,7 +62,7 @@ def ingest(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) ->
 
 def _ingest(engine: Engine, batch_id: int, epoch: int, settings: Settings) -> str | None:
     batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
-    assert batch is not None, "a leased batch exists"  # noqa: S101
+    assert batch is not None, "a leased batch exists"
     file_id = _input_file(engine, batch)
     known = {model.name for model in database.run(engine, models.find)}
     with engine.begin() as connection:
@@ -123,8 +123,8 @@ class Check:
             if fault is not None:
                 self._note(fault)
                 continue
-            assert isinstance(line, InputLine)  # noqa: S101
-            assert raw is not None  # noqa: S101
+            assert isinstance(line, InputLine)
+            assert raw is not None
             self.keys.append(order.prefix_key(line.messages))
             self.line_numbers.append(line_no)
             if len(self.line_numbers) > limits.LINES_MAX:
@@ -168,7 +168,7 @@ class Check:
 def copy_requests(connection: Connection, batch_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
     """Write request rows, (line_no, custom_id, line) each, by binary COPY: some 200,000 a second."""
     driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101
+    assert isinstance(driver, psycopg.Connection)
     with (
         driver.cursor() as cursor,
         cursor.copy("COPY request (batch_id, line_no, custom_id, line) FROM STDIN (FORMAT BINARY)") as copy,

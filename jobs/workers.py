@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 def register(connection: Connection, *, kind: str, model: str | None = None) -> UUID:
     """Enter this process under a new id: host and pid come again, an id never does."""
+    _bury_dead_neighbours(connection)
     worker_id = uuid4()
     connection.execute(
         text("""
@@ -45,3 +46,25 @@ def count_alive(connection: Connection, *, model: str, silent_seconds: float) ->
         {"model": model, "silent_seconds": silent_seconds},
     ).scalar_one()
     return answer
+
+
+def _bury_dead_neighbours(connection: Connection) -> None:
+    """Forget processes of this host that have ended without a word, so that their leases are free at once.
+
+    Should another pid namespace share our host's name, a living process may be forgotten too: it notices
+    at its next heartbeat, and the fence keeps its results out.
+    """
+    rows = connection.execute(text("SELECT id, pid FROM worker WHERE host = :host"), {"host": socket.gethostname()})
+    for worker_id, pid in rows.all():
+        if not _is_running(pid):
+            forget(connection, worker_id)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -71,16 +71,12 @@ class Engine:
         what a watcher raised.
         """
         self._refuse_if_over()
-        ticket = open_ticket(
-            prompt, context_tokens=self._runner.context_tokens, vocabulary=self._runner.vocabulary
-        )
+        ticket = open_ticket(prompt, context_tokens=self._runner.context_tokens, vocabulary=self._runner.vocabulary)
         with self._changed:
             self._refuse_if_over()
             self._arrived.append(ticket)
             self._changed.notify()
-        ticket.future.add_done_callback(
-            lambda future: self._notice_cancel(ticket) if future.cancelled() else None
-        )
+        ticket.future.add_done_callback(lambda future: self._notice_cancel(ticket) if future.cancelled() else None)
         return ticket.future
 
     def stop(self, drain_seconds: float = 0.0) -> None:

@@ -5,7 +5,7 @@ class EngineError(Exception):
     """Any reason for which the engine gives no completion."""
 
 
-class PromptRefused(EngineError):  # noqa: N818 (a sentence, not a kind of error)
+class PromptRefused(EngineError):
     """This prompt can never be answered by this engine; others are not concerned."""
 
 
@@ -13,26 +13,24 @@ class PromptTooLong(PromptRefused):
     """The prompt leaves no room for a single token of answer."""
 
     def __init__(self, prompt_tokens: int, context_tokens: int) -> None:
-        super().__init__(
-            f"the prompt has {prompt_tokens} tokens; this engine holds {context_tokens}, answer included"
-        )
+        super().__init__(f"the prompt has {prompt_tokens} tokens; this engine holds {context_tokens}, answer included")
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
 
 
-class NothingToSample(EngineError):  # noqa: N818 (a sentence, not a kind of error)
+class NothingToSample(EngineError):
     """No token was left to choose: every one is masked, or the model gave NaN for this sequence."""
 
 
-class EngineStopped(EngineError):  # noqa: N818 (a sentence, not a kind of error)
+class EngineStopped(EngineError):
     """The engine takes no more prompts, or was stopped before this one was answered."""
 
 
-class EngineFailed(EngineError):  # noqa: N818 (a sentence, not a kind of error)
+class EngineFailed(EngineError):
     """The runner failed: every prompt in flight is lost and the engine is dead."""
 
 
-class OutOfSlots(EngineError):  # noqa: N818 (a sentence, not a kind of error)
+class OutOfSlots(EngineError):
     """The memory granted for the KV cache does not hold a single slot."""
 
     def __init__(self, slot_bytes: int, kv_bytes_max: int) -> None:

@@ -99,9 +99,7 @@ class Loop:
             self.drop(ticket, error)
 
     def _partials(self) -> list[Partial]:
-        return [
-            Partial(slot, begun.computed, begun.ticket.prompt_tokens) for slot, begun in self._begun.items()
-        ]
+        return [Partial(slot, begun.computed, begun.ticket.prompt_tokens) for slot, begun in self._begun.items()]
 
     def _prefill(self, plan: Prefill) -> None:
         self._enter(plan.admissions)
@@ -162,9 +160,7 @@ class Loop:
 
     def _accept(self, slot: int, seat: _Seat, token: int) -> None:
         if token == sampling.NO_TOKEN:
-            raise NothingToSample(
-                "no token can follow: all are masked, or the model's logits are not numbers"
-            )
+            raise NothingToSample("no token can follow: all are masked, or the model's logits are not numbers")
         self._output_tokens += 1
         seat.choice.accept(token)
         if seat.choice.finish_reason:
@@ -191,9 +187,7 @@ class Loop:
     def _check_idle(self) -> None:
         """With nothing to do, nothing may be held: a slot lost here would be lost for good."""
         if self._seats or self._begun or len(self._waiting):
-            raise RuntimeError(
-                f"no step was planned for {self._seats}, {self._begun}, {len(self._waiting)} waiting"
-            )
+            raise RuntimeError(f"no step was planned for {self._seats}, {self._begun}, {len(self._waiting)} waiting")
 
     def _count(self, began: float) -> None:
         now = monotonic()

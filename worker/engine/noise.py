@@ -18,9 +18,7 @@ _KEY_STEPS = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint32)
 _LOW_WORD = np.uint64(0xFFFFFFFF)
 
 
-def uniforms(
-    seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]
-) -> npt.NDArray[np.float64]:
+def uniforms(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
     """One number in [0, 1), of 53 random bits, for each (seed, choice, position).
 
     Seeds count modulo 2**64, so negative ones are fine; choices and positions are below 2**32.

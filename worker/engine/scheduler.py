@@ -127,9 +127,7 @@ def _continue(partials: Sequence[Partial], budget: Budget) -> list[Piece]:
     return pieces
 
 
-def _admit(
-    waiting: Iterable[Waiting], budget: Budget, tokens_left: int, taken: Collection[int]
-) -> list[Waiting]:
+def _admit(waiting: Iterable[Waiting], budget: Budget, tokens_left: int, taken: Collection[int]) -> list[Waiting]:
     """The head of the line that finds slots and budget; `choices` of each are those that get a slot."""
     admitted: list[Waiting] = []
     slots_left = budget.slots - len(taken)
@@ -153,15 +151,12 @@ def _place(
     The choices that are copied later take the slots after them.
     """
     free = iter(sorted(set(range(budget.slots)).difference(taken)))
-    firsts = {
-        index: next(free) for index in sorted(range(len(admitted)), key=lambda i: admitted[i].prompt_tokens)
-    }
+    firsts = {index: next(free) for index in sorted(range(len(admitted)), key=lambda i: admitted[i].prompt_tokens)}
     admissions = tuple(
         Admission((firsts[index], *(next(free) for _ in range(prompt.choices - 1))))
         for index, prompt in enumerate(admitted)
     )
     pieces = [
-        Piece(firsts[index], 0, min(prompt.prompt_tokens, budget.chunk_tokens))
-        for index, prompt in enumerate(admitted)
+        Piece(firsts[index], 0, min(prompt.prompt_tokens, budget.chunk_tokens)) for index, prompt in enumerate(admitted)
     ]
     return admissions, pieces

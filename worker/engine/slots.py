@@ -81,9 +81,7 @@ class CudaSlots:
         self.layout = layout
         self.count = count
         self._arrays = [
-            ort.OrtValue.ortvalue_from_shape_and_type(
-                layout.shape(count), layout.element.type, "cuda", device_id
-            )
+            ort.OrtValue.ortvalue_from_shape_and_type(layout.shape(count), layout.element.type, "cuda", device_id)
             for _ in range(2 * layout.layers)
         ]
         self.addresses = tuple(array.data_ptr() for array in self._arrays)

@@ -68,9 +68,7 @@ def open_ticket(prompt: Prompt, *, context_tokens: int, vocabulary: int) -> Tick
     if len(token_ids) >= context_tokens:
         raise PromptTooLong(len(token_ids), context_tokens)
     if prompt.choices < 1 or (prompt.tokens_max is not None and prompt.tokens_max < 1):
-        raise PromptRefused(
-            f"choices is {prompt.choices} and tokens_max {prompt.tokens_max}, expected 1 or more"
-        )
+        raise PromptRefused(f"choices is {prompt.choices} and tokens_max {prompt.tokens_max}, expected 1 or more")
     room = context_tokens - len(token_ids)
     tokens_max = room if prompt.tokens_max is None else min(prompt.tokens_max, room)
     sequences = [

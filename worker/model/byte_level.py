@@ -32,9 +32,7 @@ def build(
         raise UnreadableWeights(f"the tokenizer's vocabulary and merges do not fit ({error})") from error
     tokenizer.pre_tokenizer = cut_words
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(vocabulary[index], special=True, normalized=False) for index in control]
-    )
+    tokenizer.add_special_tokens([AddedToken(vocabulary[index], special=True, normalized=False) for index in control])
     tokenizer.add_tokens([AddedToken(vocabulary[index], special=False, normalized=False) for index in whole])
     return tokenizer
 
@@ -44,8 +42,7 @@ def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
     known = {"smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])}
     if pre not in known:
         raise UnsupportedModel(
-            f"the tokenizer cuts text in the way named '{pre}', which is not supported; supported: "
-            + ", ".join(known)
+            f"the tokenizer cuts text in the way named '{pre}', which is not supported; supported: " + ", ".join(known)
         )
     return known[pre]
 

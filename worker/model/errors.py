@@ -5,21 +5,21 @@ class ModelError(Exception):
     """A model cannot be added, opened or removed; the message says what was found and what to do."""
 
 
-class UnsupportedModel(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+class UnsupportedModel(ModelError):
     """The weights are readable, but of a kind that Gristmill cannot run."""
 
 
-class UnreadableWeights(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+class UnreadableWeights(ModelError):
     """The file is not what its name says, or part of it is missing."""
 
 
-class SourceUnavailable(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+class SourceUnavailable(ModelError):
     """The weights could not be fetched from where they are kept."""
 
 
-class UnknownModel(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+class UnknownModel(ModelError):
     """Nothing is known under this name, or the name cannot be one."""
 
 
-class DamagedModel(ModelError):  # noqa: N818 (a sentence, not a kind of error)
+class DamagedModel(ModelError):
     """A model folder lacks something, or holds something else than what was written."""

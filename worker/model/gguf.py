@@ -125,16 +125,13 @@ def _spec(source: _Source) -> ModelSpec:
 def _refuse_variants(source: _Source, architecture: str) -> None:
     """What would change the arithmetic without changing the tensors' names."""
     head_size = source.values.get(f"{architecture}.attention.key_length") or (
-        source.value(f"{architecture}.embedding_length")
-        // source.value(f"{architecture}.attention.head_count")
+        source.value(f"{architecture}.embedding_length") // source.value(f"{architecture}.attention.head_count")
     )
     plain = {"rope.scaling.type": "none", "rope.dimension_count": head_size, "expert_count": 0}
     for name, expected in plain.items():
         found = source.values.get(f"{architecture}.{name}", expected)
         if found != expected:
-            raise UnsupportedModel(
-                f"{source.path.name} has {name} = {found}; only {expected} is supported so far"
-            )
+            raise UnsupportedModel(f"{source.path.name} has {name} = {found}; only {expected} is supported so far")
 
 
 def _weights(source: _Source, spec: ModelSpec) -> Weights:
@@ -190,8 +187,7 @@ def _tokenizer(source: _Source) -> tokenizers.Tokenizer:
     kind = source.value("tokenizer.ggml.model")
     if kind != "gpt2":
         raise UnsupportedModel(
-            f"{source.path.name} has a tokenizer of the kind '{kind}', which is not supported; "
-            "supported: gpt2"
+            f"{source.path.name} has a tokenizer of the kind '{kind}', which is not supported; supported: gpt2"
         )
     types = source.value("tokenizer.ggml.token_type")
     return byte_level.build(

@@ -41,9 +41,7 @@ class OnnxFile:
     ) -> None:
         self._weights.close()
 
-    def node(
-        self, operator: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any
-    ) -> str:
+    def node(self, operator: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output; gives the name of that output."""
         self.nodes(operator, inputs, [output], domain, **attributes)
         return output
@@ -58,9 +56,7 @@ class OnnxFile:
     ) -> None:
         """Add a node with several outputs; an output named "" is not wanted."""
         self._nodes.append(
-            helper.make_node(
-                operator, inputs, outputs, name=f"{outputs[0]}/{operator}", domain=domain, **attributes
-            )
+            helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}/{operator}", domain=domain, **attributes)
         )
 
     def weight(self, name: str, array: NDArray[np.floating[Any]]) -> str:

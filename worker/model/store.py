@@ -115,9 +115,7 @@ def _convert(
         progress(f"Reading {weights.name}")
         checkpoint = gguf.read(weights)
         progress(f"Writing the {wanted} graph of {name}")
-        folder.write(
-            built, checkpoint, name=name, source=source.origin, reference=source.reference, precision=wanted
-        )
+        folder.write(built, checkpoint, name=name, source=source.origin, reference=source.reference, precision=wanted)
         _discard(target)
         built.rename(target)
         _flush_entries(target.parent)

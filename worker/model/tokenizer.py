@@ -24,9 +24,7 @@ _MARKS: Final = re.compile(f"{_MARK}({_MARK}?)")
 class Tokenizer:
     """One model's tokenizer; safe to use from several threads."""
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, *, vocabulary: int, eos_token_ids: tuple[int, ...]
-    ) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> None:
         self.vocabulary = vocabulary
         """How many ids the model knows, which can be more than there are tokens."""
         self.eos_token_ids = eos_token_ids
@@ -40,9 +38,7 @@ class Tokenizer:
             token.content: index for index, token in added.items() if token.special and len(token.content) > 1
         }
         self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
-        self._control_beginnings = tuple(
-            {text[:end] for text in self._control for end in range(1, len(text))}
-        )
+        self._control_beginnings = tuple({text[:end] for text in self._control for end in range(1, len(text))})
 
     @cached_property
     def token_bytes(self) -> Sequence[bytes]:

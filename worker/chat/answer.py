@@ -1,0 +1,83 @@
+"""The body of an answer on the wire, with every key that OpenAI sends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from worker.engine import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one line: the prompt counts once, the completion over all choices."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes into the ledger for one line."""
+
+    body: str
+    """JSON."""
+    usage: Usage
+
+
+def usage_of(completions: Sequence[Completion]) -> Usage:
+    return Usage(
+        prompt_tokens=completions[0].prompt_tokens,
+        cached_tokens=completions[0].cached_tokens,
+        completion_tokens=sum(completion.output_tokens for completion in completions),
+    )
+
+
+def completion_json(
+    *,
+    answer_id: str,
+    created_at: int,
+    model: str,
+    fingerprint: str,
+    choices: Sequence[tuple[str, str]],
+    usage: Usage,
+) -> str:
+    """A `chat.completion`; each choice is its text and its finish reason."""
+    return orjson.dumps(
+        {
+            "id": answer_id,
+            "object": "chat.completion",
+            "created": created_at,
+            "model": model,
+            "choices": [_choice(index, *choice) for index, choice in enumerate(choices)],
+            "usage": _usage(usage),
+            "service_tier": "default",
+            "system_fingerprint": fingerprint,
+        }
+    ).decode()
+
+
+def _choice(index: int, text: str, finish_reason: str) -> dict[str, object]:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }

@@ -1,0 +1,146 @@
+"""The body of a chat completion becomes a prompt for the engine, and the engine's tokens its answer."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+import orjson
+from pydantic import ValidationError
+
+from jobs.contract import chat, errors
+from jobs.contract.chat import ChatCompletion, Message
+from jobs.errors import BadRequest, TooLong
+from worker.chat import stops
+from worker.chat.answer import Answer, completion_json, usage_of
+from worker.chat.grammar import JsonObjects
+from worker.chat.stops import StopWatcher
+from worker.chat.template import Template
+from worker.chat.watchers import Together
+from worker.engine import Completion, Prompt, Sampling, Watcher
+from worker.model import ModelFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, and what must be remembered of its body to write the answer."""
+
+    prompt: Prompt
+    answer_id: str
+    model: str
+    stops: tuple[bytes, ...]
+
+
+class Chat:
+    """Speaks for one model; built once in a process, safe to use from several threads."""
+
+    def __init__(self, model: ModelFolder, *, context_tokens: int, fingerprint: str) -> None:
+        manifest = model.manifest
+        self._context_tokens = context_tokens
+        self._fingerprint = fingerprint
+        self._tokenizer = model.tokenizer()
+        self._token_bytes = self._tokenizer.token_bytes
+        self._stop_token_ids = frozenset(self._tokenizer.eos_token_ids)
+        self._objects = JsonObjects(self._tokenizer)
+        self._template = Template(model.chat_template(), bos_token=manifest.bos_token, eos_token=manifest.eos_token)
+
+    def prompt(self, body: dict[str, object], *, seed_text: str, created: datetime) -> Asked:
+        """What to ask the engine. A Refusal of status 400 names what is wrong with the body.
+
+        The same `seed_text` gives the same id and, where the body has no seed, the same noise. `created` is
+        the time a template sees.
+        """
+        wanted = _read(body)
+        token_ids = self._token_ids(wanted, created)
+        stop_bytes = tuple(stop.encode() for stop in wanted.stops)
+        prompt = Prompt(
+            token_ids=token_ids,
+            sampling=_sampling(wanted, seed_text),
+            tokens_max=self._tokens_max(wanted, len(token_ids)),
+            choices=wanted.n or 1,
+            stop_token_ids=self._stop_token_ids,
+            watch=self._watch(stop_bytes, is_json=_is_json(wanted)),
+        )
+        return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, stop_bytes)
+
+    def answer(self, asked: Asked, completions: Sequence[Completion], *, created_at: int) -> Answer:
+        """The body to send; `created_at` in seconds since 1970."""
+        usage = usage_of(completions)
+        body = completion_json(
+            answer_id=asked.answer_id,
+            created_at=created_at,
+            model=asked.model,
+            fingerprint=self._fingerprint,
+            choices=[(self._text(asked, one.token_ids), one.finish_reason.value) for one in completions],
+            usage=usage,
+        )
+        return Answer(body, usage)
+
+    def _token_ids(self, wanted: ChatCompletion, created: datetime) -> list[int]:
+        messages = [self._for_template(message) for message in wanted.messages]
+        return self._tokenizer.encode_template(self._template.render(messages, now=created))
+
+    def _for_template(self, message: Message) -> dict[str, str]:
+        """No template knows `developer`, OpenAI's newer name of `system`."""
+        shield = self._tokenizer.shield
+        role = "system" if message.role == "developer" else message.role
+        named = {} if message.name is None else {"name": shield(message.name)}
+        return {"role": role, "content": shield(message.text()), **named}
+
+    def _tokens_max(self, wanted: ChatCompletion, prompt_tokens: int) -> int:
+        """The longest answer for which there is room; one token is the least."""
+        room = self._context_tokens - prompt_tokens
+        asked = wanted.answer_tokens_max
+        if room < 1:
+            raise TooLong(context_tokens=self._context_tokens, prompt_tokens=prompt_tokens, answer_tokens=asked or 1)
+        return min(asked or room, room)
+
+    def _watch(self, stop_bytes: tuple[bytes, ...], *, is_json: bool) -> Callable[[int], Watcher] | None:
+        makers: list[Callable[[], Watcher]] = []
+        if is_json:
+            makers.append(self._objects.watcher)
+        if stop_bytes:
+            makers.append(partial(StopWatcher, stop_bytes, self._token_bytes))
+        return (lambda _: Together([make() for make in makers])) if makers else None
+
+    def _text(self, asked: Asked, token_ids: Sequence[int]) -> str:
+        """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced."""
+        written = b"".join([self._token_bytes[index] for index in token_ids])
+        return stops.cut(written, asked.stops).decode("utf-8", "replace")
+
+
+def _read(body: dict[str, object]) -> ChatCompletion:
+    try:
+        wanted = ChatCompletion.model_validate(chat.without_unsupported(body))
+        orjson.dumps(body)  # what cannot be sent back, such as half a surrogate pair, cannot be text
+    except ValidationError as error:
+        raise errors.refusal_of(error) from error
+    except (orjson.JSONEncodeError, RecursionError) as error:
+        raise BadRequest(f"This body is not parseable as valid JSON: {error}.") from error
+    if _is_json(wanted) and not any("json" in message.text().lower() for message in wanted.messages):
+        raise BadRequest(
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.",
+            param="messages",
+        )
+    return wanted
+
+
+def _is_json(wanted: ChatCompletion) -> bool:
+    return wanted.response_format is not None and wanted.response_format.type == "json_object"
+
+
+def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
+    seed = int.from_bytes(_digest("seed", seed_text)[:8]) if wanted.seed is None else wanted.seed
+    return Sampling(
+        seed=seed % 2**64,
+        temperature=1.0 if wanted.temperature is None else wanted.temperature,
+        top_p=1.0 if wanted.top_p is None else wanted.top_p,
+        top_k=max(0, wanted.top_k or 0),
+        min_p=wanted.min_p or 0.0,
+    )
+
+
+def _digest(purpose: str, seed_text: str) -> bytes:
+    """Two purposes share no bytes: an id must not give the noise away."""
+    return hashlib.sha256(f"{purpose}:{seed_text}".encode()).digest()

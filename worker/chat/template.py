@@ -1,0 +1,57 @@
+"""A model's chat template: messages to one text, as Hugging Face renders it. Knows nothing of tokens."""
+
+import json
+from datetime import datetime
+from typing import Any, Final, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from jobs.errors import BadRequest
+
+# What the sandbox and a template's own arithmetic raise when the messages are not what it expects.
+_FAULTS: Final = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+
+
+class Template:
+    """One template, compiled; safe to use from several threads. Raises TemplateError if it is not Jinja."""
+
+    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        self._compiled = environment.from_string(source)
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def render(self, messages: list[dict[str, str]], *, now: datetime) -> str:
+        """The text of a prompt, up to where the answer begins. BadRequest if the template refuses.
+
+        The only clock a template sees stands still at `now`, so that a line is asked the same whenever it
+        runs.
+        """
+        try:
+            return self._compiled.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                strftime_now=now.strftime,
+                **self._tokens,
+            )
+        except _FAULTS as error:
+            raise BadRequest(
+                f"The model's chat template cannot render these messages: {error}",
+                code="invalid_value",
+                param="messages",
+            ) from error
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **style: Any) -> str:
+    """Jinja's own escapes signs for HTML, which models were not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **style)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)

@@ -1,0 +1,182 @@
+"""One worker process: it registers, loads its model, says that it lives, watches itself, and drains."""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from uuid import UUID
+
+import sqlalchemy
+from celery import Celery
+from celery.signals import worker_shutting_down
+
+from jobs import database, leases, migrate, models, workers
+from jobs.hints import IO_QUEUE, Hints, create_app, model_queue
+from jobs.settings import Settings
+from jobs.sweeper import Sweeper
+from worker import engine, model, tasks
+from worker.chat import Chat
+from worker.pump import Pump
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0  # a worker that hears no hint looks for itself: the broker may be gone
+IO_THREADS = 2
+DIRECT_THREADS = 4  # beside the pumps, for direct completions
+EXIT_STUCK = 70
+
+
+def serve(settings: Settings, *, model: str | None, is_io: bool) -> int:
+    """Serve one model, or reading and writing, until SIGTERM or SIGINT; the exit status.
+
+    SettingsError and ModelError say in one sentence what keeps the process from starting.
+    """
+    assert settings.database_url, "the caller settles which servers are used"
+    assert settings.broker_url, "the caller settles which servers are used"
+    ledger = database.connect(settings.database_url, connections=settings.database_connections)
+    migrate.check(ledger)
+    process = Process(ledger, Hints(settings.broker_url), settings, "io" if is_io else "model", model)
+    app = create_app(settings.broker_url)
+    if is_io or model is None:
+        process.serve_io(app)
+    else:
+        process.serve_model(app, model)
+    return process.exit_status
+
+
+@dataclass(slots=True)
+class Process:
+    """What a worker process owns, in the order in which it is taken down."""
+
+    ledger: sqlalchemy.Engine
+    hints: Hints
+    settings: Settings
+    kind: str
+    model: str | None
+    exit_status: int = 0
+    _id: UUID | None = None
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def owner(self) -> UUID:
+        """The id under which this process holds leases now."""
+        assert self._id is not None, "register comes first"
+        return self._id
+
+    def serve_io(self, app: Celery) -> None:
+        """Ingest and export until told to stop."""
+        work = tasks.InputOutput(self.ledger, self.hints, self.owner, self.settings)
+        tasks.register_io(app, work)
+        self._register()
+        self._every(self.settings.heartbeat_seconds, self._beat, "heartbeat")
+        self._every(LOOK_SECONDS, work.look, "look")
+        self._run_celery(app, IO_QUEUE, IO_THREADS, lambda: None)
+
+    def serve_model(self, app: Celery, name: str) -> None:
+        """Answer lines for one model until told to stop."""
+        folder = model.open_named(name, self.settings.data_dir / "models")
+        inference = engine.load(
+            folder,
+            engine.EngineSettings(
+                threads=self.settings.threads,
+                context_tokens_max=self.settings.sequence_tokens,
+                slots_max=self.settings.slots,
+            ),
+        )
+        chat = Chat(folder, context_tokens=inference.context_tokens, fingerprint=f"fp_{folder.fingerprint[:12]}")
+        pump = Pump(self.ledger, inference, chat, self.hints, model=name, settings=self.settings)
+        tasks.register_pump(app, pump, self.owner)
+        with inference:
+            self._register()
+            database.run(self.ledger, lambda c: models.register(c, [name]))
+            logger.info("model loaded", extra={"model": name, "slots": inference.slots})
+            self._every(self.settings.heartbeat_seconds, lambda: self._beat_and_watch(pump, inference), "heartbeat")
+            self._every(LOOK_SECONDS, lambda: pump.run(self.owner), "look")
+            self._run_celery(app, model_queue(name), pump.chunks_max + DIRECT_THREADS, pump.drain)
+
+    def _run_celery(self, app: Celery, queue: str, threads: int, drain: Callable[[], None]) -> None:
+        """Run the Celery worker in this thread; on a signal drain, then take everything down."""
+
+        def begin_drain(**_: object) -> None:
+            logger.info("worker drains")
+            self._stopping.set()
+            drain()
+
+        sweeper = Sweeper(self.ledger, self.hints, self.settings)
+        sweeper.start()
+        worker_shutting_down.connect(begin_drain, weak=False)
+        try:
+            worker = app.Worker(
+                hostname=f"{self.kind}-{os.getpid()}@{socket.gethostname()}",
+                pool_cls="threads",
+                concurrency=threads,
+                queues=[queue],
+                loglevel=self.settings.log_level,
+                quiet=True,
+                without_gossip=True,
+                without_mingle=True,
+                without_heartbeat=True,
+            )
+            worker.start()
+            self.exit_status = worker.exitcode or 0
+        finally:
+            worker_shutting_down.disconnect(begin_drain)
+            self._stopping.set()
+            drain()
+            self._take_down(sweeper)
+
+    def _take_down(self, sweeper: Sweeper) -> None:
+        for thread in self._threads:
+            thread.join(self.settings.drain_seconds + 10)
+        sweeper.stop()
+        database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
+        self.hints.close()
+        self.ledger.dispose()
+
+    def _register(self) -> None:
+        self._id = database.run(self.ledger, lambda c: workers.register(c, kind=self.kind, model=self.model))
+
+    def _every(self, seconds: float, perform: Callable[[], object], name: str) -> None:
+        def run() -> None:
+            while not self._stopping.is_set():
+                try:
+                    perform()
+                except sqlalchemy.exc.SQLAlchemyError as error:
+                    logger.warning("database out of reach", extra={"doing": name, "reason": str(error)})
+                self._stopping.wait(seconds)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _beat(self) -> bool:
+        """Say that we live; False if we had been declared dead and came back under a new id."""
+        owner = self.owner()
+        if database.run(self.ledger, lambda c: workers.heartbeat(c, owner)):
+            return True
+        logger.warning("this process was declared dead")
+        self._register()
+        return False
+
+    def _beat_and_watch(self, pump: Pump, inference: engine.Engine) -> None:
+        progress = inference.progress
+        is_stuck = progress.waiting + progress.running > 0 and (
+            monotonic() - progress.beat_at > self.settings.watchdog_seconds
+        )
+        if is_stuck or not inference.is_alive:
+            # The device will not come back to this process; another takes over what it holds.
+            logger.critical("engine stuck or failed; this process ends", extra={"is_stuck": is_stuck})
+            os._exit(EXIT_STUCK)
+        held = pump.held()  # before the renewal: what is leased after it is not lost
+        if not self._beat():
+            pump.lose(held)
+            return
+        owner = self.owner()
+        still = database.run(
+            self.ledger,
+            lambda c: leases.renew(c, owner=owner, deadline_seconds=self.settings.lease_seconds),
+        )
+        pump.lose(held - still)

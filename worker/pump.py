@@ -1,0 +1,230 @@
+"""Lease, answer, flush: where the ledger and the engine meet, and the only place.
+
+Several pumps run in one process and share one engine, so it goes on while a chunk's last lines finish.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from uuid import UUID
+
+import orjson
+import sqlalchemy
+
+from jobs import batches, database, direct, fairness, leases, results
+from jobs.batches import Batch
+from jobs.contract.errors import envelope_json
+from jobs.errors import Failed, Refusal
+from jobs.hints import Hints
+from jobs.leases import Lease, Line
+from jobs.results import Result, Usage
+from jobs.settings import Settings
+from jobs.states import ChunkState
+from worker.chat import Answer, Asked, Chat
+from worker.engine import Completion, Engine, EngineFailed, EngineStopped
+
+logger = logging.getLogger(__name__)
+
+LOWEST_PRIORITY = 32_767
+FLUSH_RESULTS = 32
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A line in the engine's hands."""
+
+    line: Line
+    asked: Asked
+    tries: int
+
+
+@dataclass(slots=True)
+class Work:
+    """One leased chunk while it is answered."""
+
+    lease: Lease
+    batch: Batch
+    pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
+    answered: list[Result] = field(default_factory=list)
+    is_lost: bool = False
+    has_failed: bool = False
+
+
+class Pump:
+    """Answers chunks for one model until none is ready."""
+
+    def __init__(
+        self, ledger: sqlalchemy.Engine, engine: Engine, chat: Chat, hints: Hints, *, model: str, settings: Settings
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._chat = chat
+        self._hints = hints
+        self._model = model
+        self._settings = settings
+        # Enough chunks in flight that the engine never waits for one to end.
+        self.chunks_max = max(2, -(-2 * engine.slots // settings.chunk_lines))
+        self._permits = threading.BoundedSemaphore(self.chunks_max)
+        self._works: dict[tuple[int, int, int], Work] = {}
+        self._lock = threading.Lock()
+        self._drain_until: float | None = None
+
+    def run(self, owner: Callable[[], UUID]) -> None:
+        """Lease and answer until nothing is ready, or the process drains. Any number may run at once.
+
+        Direct completions go first and need no permit, so they never wait behind a chunk of a batch.
+        """
+        while self._takes_work and (lease := self._claim(owner(), direct.PRIORITY)):
+            self._answer(lease)
+        while self._takes_work and self._permits.acquire(blocking=False):
+            try:
+                lease = self._claim(owner(), LOWEST_PRIORITY)
+                if lease is None:
+                    return
+                self._answer(lease)
+            finally:
+                self._permits.release()
+
+    def drain(self) -> None:
+        """Lease nothing more; what is begun may finish for the drain's time, and is then given back."""
+        self._drain_until = monotonic() + self._settings.drain_seconds
+
+    def held(self) -> set[tuple[int, int, int]]:
+        """The leases being answered, as (batch, position, epoch)."""
+        with self._lock:
+            return set(self._works)
+
+    def lose(self, lost: set[tuple[int, int, int]]) -> None:
+        """Give up the work of leases that are no longer ours."""
+        with self._lock:
+            for key in lost & self._works.keys():
+                self._works[key].is_lost = True
+
+    @property
+    def _takes_work(self) -> bool:
+        return self._drain_until is None and self._engine.is_alive
+
+    def _claim(self, owner: UUID, priority_max: int) -> Lease | None:
+        def claim(connection: sqlalchemy.Connection) -> Lease | None:
+            best = fairness.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
+            if best is None:
+                return None
+            claimed = leases.claim(
+                connection,
+                batch_id=best.batch_id,
+                owner=owner,
+                chunks=1,
+                deadline_seconds=self._settings.lease_seconds,
+            )
+            return claimed[0] if claimed else None
+
+        return database.run(self._ledger, claim)
+
+    def _answer(self, lease: Lease) -> None:
+        batch = database.run(self._ledger, lambda c: batches.by_id(c, lease.batch_id))
+        if batch is None:
+            return
+        key = (lease.batch_id, lease.first_position, lease.epoch)
+        work = Work(lease, batch)
+        with self._lock:
+            self._works[key] = work
+        try:
+            lines = database.run(self._ledger, lambda c: leases.unanswered(c, lease))
+            for line in lines:
+                self._submit(work, line)
+            self._collect(work)
+        finally:
+            with self._lock:
+                del self._works[key]
+            for future in work.pending:
+                future.cancel()
+
+    def _submit(self, work: Work, line: Line) -> None:
+        """Hand a line to the engine; a line that cannot be asked is answered with its refusal."""
+        try:
+            asked = self._chat.prompt(
+                orjson.loads(line.text)["body"],
+                seed_text=f"{work.batch.public_id}:{line.custom_id}",
+                created=work.batch.created_at,
+            )
+            prompt = replace(asked.prompt, priority=work.batch.priority)
+            self._start(work, Pending(line, replace(asked, prompt=prompt), tries=1))
+        except Refusal as refusal:
+            work.answered.append(_refused(line, refusal))
+
+    def _start(self, work: Work, pending: Pending) -> None:
+        try:
+            work.pending[self._engine.submit(pending.asked.prompt)] = pending
+        except (EngineFailed, EngineStopped):
+            work.has_failed = True
+
+    def _collect(self, work: Work) -> None:
+        """Take answers as they come and store them in small lots, until all are there or the lease is gone."""
+        flushed_at = monotonic()
+        while work.pending and not (work.is_lost or work.has_failed or self._is_drained):
+            done, _ = wait(work.pending, timeout=self._settings.flush_seconds, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._take(work, future)
+            if len(work.answered) >= FLUSH_RESULTS or monotonic() - flushed_at >= self._settings.flush_seconds:
+                self._flush(work)
+                flushed_at = monotonic()
+        if work.is_lost:
+            return
+        self._flush(work)
+        if work.pending and not work.is_lost and not work.has_failed:
+            database.run(self._ledger, lambda c: leases.release(c, work.lease))
+
+    @property
+    def _is_drained(self) -> bool:
+        return self._drain_until is not None and monotonic() >= self._drain_until
+
+    def _take(self, work: Work, future: Future[list[Completion]]) -> None:
+        """Note the answer of one line, or ask again where the asking went wrong."""
+        pending = work.pending.pop(future)
+        try:
+            answer = self._chat.answer(
+                pending.asked, future.result(), created_at=int(work.batch.created_at.timestamp())
+            )
+        except (EngineFailed, EngineStopped):
+            work.has_failed = True
+        except (Exception, CancelledError) as error:  # noqa: BLE001  one line's fault must not cost the others
+            self._try_again(work, pending, error)
+        else:
+            work.answered.append(_result(pending.line.line_no, answer))
+
+    def _try_again(self, work: Work, pending: Pending, error: BaseException) -> None:
+        """Twice more; then the line is answered with an error, and the batch goes on."""
+        facts = {"batch": work.batch.public_id, "line": pending.line.line_no, "why": repr(error)}
+        logger.warning("line went wrong", extra=facts)
+        if pending.tries < TRIES:
+            self._start(work, replace(pending, tries=pending.tries + 1))
+        else:
+            failed = Failed("The model could not answer this request.", code="server_error")
+            work.answered.append(_refused(pending.line, failed))
+
+    def _flush(self, work: Work) -> None:
+        """Store what is answered; after the commit of the last, the batch may be over."""
+        if not work.answered:
+            return
+        state = database.run(self._ledger, lambda c: results.flush(c, work.lease, work.answered))
+        work.answered.clear()
+        if state is None:
+            work.is_lost = True
+        elif state is ChunkState.DONE:
+            batch_id = work.lease.batch_id
+            if database.run(self._ledger, lambda c: batches.close_if_answered(c, batch_id)):
+                self._hints.finalize(batch_id)
+
+
+def _result(line_no: int, answer: Answer) -> Result:
+    used = answer.usage
+    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+    return Result(line_no, 200, answer.body, usage)
+
+
+def _refused(line: Line, refusal: Refusal) -> Result:
+    return Result(line.line_no, refusal.status, envelope_json(refusal))
