@@ -1,10 +1,15 @@
-"""What all tests share: the demo's model, fetched and converted once."""
+"""What all tests share: the demo's model, a real Postgres and a real Valkey, each started once."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, text
 
+from gristmill.embedded import Addresses, EmbeddedServers
+from jobs import database, keys, migrate, models
+from jobs.tables import metadata
 from worker import model
 from worker.model import ModelFolder
 
@@ -15,3 +20,24 @@ _MODELS_DIR = Path(__file__).parent.parent / ".gristmill" / "models"
 def smollm2() -> ModelFolder:
     """SmolLM2-135M-Instruct in fp32; GRISTMILL_TEST_MODELS names another folder to keep it in."""
     return model.add("smollm2-135m", models_dir=Path(os.environ.get("GRISTMILL_TEST_MODELS", _MODELS_DIR)))
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+    """Embedded servers with the newest schema, for the whole run."""
+    with EmbeddedServers(tmp_path_factory.mktemp("servers"), say=lambda _: None) as running:
+        migrate.upgrade(running.addresses.database_url)
+        yield running.addresses
+
+
+@pytest.fixture
+def ledger(servers: Addresses) -> Iterator[Engine]:
+    """An empty ledger with the project `default` and the model `tiny`."""
+    engine = database.connect(servers.database_url, connections=8)
+    tables = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables)
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables}"))
+        keys.ensure_project(connection, keys.DEFAULT_PROJECT)
+        models.register(connection, ["tiny"])
+    yield engine
+    engine.dispose()

@@ -7,14 +7,14 @@ ignored.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
 from jobs.contract import limits
 from jobs.contract.metadata import Metadata
 from jobs.errors import BadRequest
 
 Decimal = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, Field(strict=True)]
 Stop = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=limits.STOP_CHARACTERS_MAX)]
 
 UNSUPPORTED = frozenset(
@@ -36,8 +36,26 @@ HARMLESS: dict[str, tuple[object, ...]] = {  # values of the above that ask for 
 }
 
 
+def _text_or_list(value: object) -> str | None:
+    """Which of the two a value is; in angle brackets, which `errors.path_of` leaves out."""
+    return {str: "<text>", list: "<list>"}.get(type(value))
+
+
+def _either(what: str) -> Discriminator:
+    """Chooses between text and a list by the value's own type, so that a fault names just the one meant."""
+    return Discriminator(
+        _text_or_list,
+        custom_error_type="neither",
+        custom_error_message="expected {expected}",
+        custom_error_context={"expected": f"one of a string or array of {what}"},
+    )
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+
+OTHER_PARTS = ("image_url", "input_audio", "file", "refusal")
 
 
 class TextPart(Strict):
@@ -49,8 +67,18 @@ class Message(Strict):
     """One turn. `content` is text, or parts of text that are read one after the other."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], _either("objects")]
     name: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _has_only_text(cls, content: object) -> object:
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in OTHER_PARTS:
+                context = {"place": place, "part": kind}
+                raise PydanticCustomError("unsupported_part", "part {place} is {part}", context)
+        return content
 
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -76,7 +104,13 @@ class ChatCompletion(Strict):
     top_p: Annotated[Decimal, Field(ge=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[Decimal, Field(ge=0.0, le=1.0)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOPS_MAX)] | None = None
+    stop: (
+        Annotated[
+            Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(max_length=limits.STOPS_MAX), Tag("<list>")],
+            _either("strings"),
+        ]
+        | None
+    ) = None
     response_format: ResponseFormat | None = None
     user: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None

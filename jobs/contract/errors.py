@@ -69,10 +69,12 @@ def describe(fault: ErrorDetails) -> BadRequest:
             return _empty(path, "array" if kind == "too_short" else "string")
         case "literal_error" | "enum":
             return _not_among(path, found, limits["expected"])
+        case "unsupported_part":
+            return _unsupported_part(f"{path}[{limits['place']}].type", limits["part"])
         case "value_error":
             return BadRequest(str(limits["error"]), code="invalid_value", param=path)
         case _:
-            expected = TYPE_NAMES.get(kind, "a different type")
+            expected = limits.get("expected") or TYPE_NAMES.get(kind, "a different type")
             return BadRequest(
                 f"Invalid type for '{path}': expected {expected}, but got {type_name(found)} instead.",
                 code="invalid_type",
@@ -86,6 +88,8 @@ def path_of(location: tuple[int | str, ...]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
+        elif step.startswith("<"):
+            continue  # which of several types was meant
         elif path:
             path += f".{step}"
         else:
@@ -137,6 +141,14 @@ def _not_among(path: str, found: object, expected: str) -> BadRequest:
     return BadRequest(
         f"Invalid type for '{path}': expected one of {supported}, but got {type_name(found)} instead.",
         code="invalid_type",
+        param=path,
+    )
+
+
+def _unsupported_part(path: str, kind: str) -> BadRequest:
+    return BadRequest(
+        f"Unsupported value: '{path}' does not support '{kind}' with this model. Supported values are: 'text'.",
+        code="unsupported_value",
         param=path,
     )
 

@@ -16,7 +16,7 @@ def said(content: object, *, role: str = "user") -> list[dict[str, object]]:
     return [{"role": role, "content": content}]
 
 
-def ask(chat: Chat, *, seed_text: str = "batch_1:a", **more: object) -> Asked:
+def ask(chat: Chat, seed_text: str = "batch_1:a", /, **more: object) -> Asked:
     return chat.prompt(body(**more), seed_text=seed_text, created=CREATED)
 
 

@@ -49,7 +49,8 @@ def test_what_is_not_given_has_openais_defaults(chat: Chat) -> None:
     prompt = ask(chat).prompt
     sampling = prompt.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, 0, 0.0)
-    assert (prompt.choices, prompt.watch, prompt.stop_token_ids) == (1, None, {IM_END})
+    assert (prompt.choices, prompt.watch) == (1, None)
+    assert prompt.stop_token_ids == {IM_END}
     assert prompt.tokens_max == 512 - len(prompt.token_ids)
 
 
@@ -76,7 +77,7 @@ def test_a_prompt_may_leave_room_for_a_single_token(chat: Chat) -> None:
 
 
 def test_a_line_has_the_same_noise_and_id_each_time_it_runs(chat: Chat) -> None:
-    first, again, other = ask(chat), ask(chat), ask(chat, seed_text="batch_1:b")
+    first, again, other = ask(chat), ask(chat), ask(chat, "batch_1:b")
     assert (first.prompt.sampling, first.answer_id) == (again.prompt.sampling, again.answer_id)
     assert first.prompt.sampling.seed != other.prompt.sampling.seed
     assert first.answer_id != other.answer_id

@@ -1,0 +1,76 @@
+"""Files in parts, and their lines."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+
+from jobs import database, files
+from jobs.errors import NotFound
+from jobs.keys import DEFAULT_PROJECT
+from tests.jobs import making
+
+
+@given(st.lists(st.binary(max_size=12).map(lambda b: b.replace(b"\n", b"").replace(b"\r", b"")), max_size=9), st.data())
+def test_lines_do_not_depend_on_where_the_parts_are_cut(lines: list[bytes], data: st.DataObject) -> None:
+    content = b"\n".join(lines)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=5)))
+    edges = [0, *cuts, len(content)]
+    parts = [content[a:b] for a, b in itertools.pairwise(edges)]
+    expected = lines if not lines or lines[-1] else lines[:-1]
+    if not content.startswith(b"\xef\xbb\xbf"):
+        assert list(files.lines(parts, size_max=100)) == expected
+
+
+@pytest.mark.parametrize("cut", range(30))
+def test_a_line_that_is_too_long_is_none_wherever_it_is_cut(cut: int) -> None:
+    content = b"ab\n" + b"x" * 20 + b"\ncd"
+    assert list(files.lines([content[:cut], content[cut:]], size_max=10)) == [b"ab", None, b"cd"]
+
+
+def test_a_file_comes_back_as_it_was_written(ledger: Engine) -> None:
+    content = bytes(range(256)) * 10_000
+    file = making.upload(ledger, content)
+    assert file.size_bytes == len(content)
+    parts = list(files.read(ledger, file.id))
+    assert b"".join(parts) == content
+    assert max(map(len, parts)) == files.PART_SIZE
+
+
+def test_an_unfinished_upload_is_invisible_and_swept_after_a_day(ledger: Engine) -> None:
+    writer = files.Writer(ledger, project_id=DEFAULT_PROJECT, purpose="batch", filename="x.jsonl")
+    writer.write(b"x" * files.PART_SIZE)
+    with ledger.begin() as connection, pytest.raises(NotFound):
+        files.get(connection, DEFAULT_PROJECT, writer.id)
+    assert database.run(ledger, files.sweep) == 0
+    database.run(ledger, lambda c: c.execute(text("UPDATE file SET created_at = now() - interval '25 hours'")))
+    assert database.run(ledger, files.sweep) == 1
+    assert making.scalar(ledger, "SELECT count(*) FROM file_part") == 0
+
+
+def test_an_expired_file_is_gone(ledger: Engine) -> None:
+    file = making.upload(ledger, b"x")
+    database.run(ledger, lambda c: c.execute(text("UPDATE file SET expires_at = now()")))
+    with ledger.begin() as connection, pytest.raises(NotFound):
+        files.get(connection, DEFAULT_PROJECT, file.id)
+
+
+@pytest.mark.parametrize("is_ascending", [True, False])
+def test_pages_show_every_file_once(ledger: Engine, is_ascending: bool) -> None:
+    made = [making.upload(ledger, b"x").id for _ in range(7)]
+    seen: list[str] = []
+    after = None
+    while True:
+        page = database.run(
+            ledger,
+            lambda c, after=after: files.find(  # type: ignore[misc]
+                c, DEFAULT_PROJECT, purpose="batch", limit=3, after=after, is_ascending=is_ascending
+            ),
+        )
+        seen += [file.id for file in page.files]
+        if not page.has_more:
+            break
+        after = seen[-1]
+    assert seen == (made if is_ascending else made[::-1])
