@@ -38,7 +38,9 @@ HARMLESS: dict[str, tuple[object, ...]] = {  # values of the above that ask for 
 
 def _text_or_list(value: object) -> str | None:
     """Which of the two a value is; in angle brackets, which `errors.path_of` leaves out."""
-    return {str: "<text>", list: "<list>"}.get(type(value))
+    if isinstance(value, str):
+        return "<text>"
+    return "<list>" if isinstance(value, list) else None
 
 
 def _either(what: str) -> Discriminator:
@@ -46,8 +48,7 @@ def _either(what: str) -> Discriminator:
     return Discriminator(
         _text_or_list,
         custom_error_type="neither",
-        custom_error_message="expected {expected}",
-        custom_error_context={"expected": f"one of a string or array of {what}"},
+        custom_error_message=f"one of a string or array of {what}",
     )
 
 

@@ -74,7 +74,7 @@ def describe(fault: ErrorDetails) -> BadRequest:
         case "value_error":
             return BadRequest(str(limits["error"]), code="invalid_value", param=path)
         case _:
-            expected = limits.get("expected") or TYPE_NAMES.get(kind, "a different type")
+            expected = fault["msg"] if kind == "neither" else TYPE_NAMES.get(kind, "a different type")
             return BadRequest(
                 f"Invalid type for '{path}': expected {expected}, but got {type_name(found)} instead.",
                 code="invalid_type",
