@@ -1,0 +1,142 @@
+"""The pump on a real ledger, with a real engine over a tiny model of random weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+import pytest
+from sqlalchemy import Engine as Ledger
+from sqlalchemy import text
+
+from jobs import batches, database, direct, export, leases, results
+from jobs.states import BatchState
+from tests import tiny_model
+from tests.jobs import making
+from worker import engine
+from worker.chat import Chat
+from worker.pump import Pump
+
+
+class Heard:
+    """Hints that are only written down."""
+
+    def __init__(self) -> None:
+        self.finalized: list[int] = []
+
+    def finalize(self, batch_id: int) -> None:
+        self.finalized.append(batch_id)
+
+
+@pytest.fixture
+def inference(tmp_path: Path) -> Iterator[engine.Engine]:
+    with engine.load(tiny_model.write(tmp_path / "tiny"), engine.EngineSettings(threads=1, slots_max=8)) as running:
+        yield running
+
+
+@pytest.fixture
+def pump(ledger: Ledger, inference: engine.Engine, tmp_path: Path) -> Pump:
+    chat = Chat(tiny_model.write(tmp_path / "again"), context_tokens=inference.context_tokens, fingerprint="fp_test")
+    return Pump(ledger, inference, chat, Heard(), model="tiny", settings=making.SETTINGS)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def owner(ledger: Ledger) -> UUID:
+    return making.worker(ledger)
+
+
+def bodies(ledger: Ledger) -> dict[int, dict[str, object]]:
+    with ledger.connect() as connection:
+        rows = connection.execute(text("SELECT line_no, body FROM result")).all()
+    return {row[0]: orjson.loads(row[1]) for row in rows}
+
+
+def test_a_batch_is_answered_to_its_end_and_bad_lines_fail_alone(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    lines = [making.line(f"r{n}", content=f"Q{n}", max_tokens=4) for n in range(10)]
+    lines[3] = making.line("bad", temperature=3)
+    lines[5] = making.line("many", n=1_000_000)
+    lines[7] = making.line("long", content="x" * 50_000)
+    batch = making.ingest(ledger, lines)
+    pump.run(lambda: owner)
+    export.finalize(ledger, batch.id, owner=owner, settings=making.SETTINGS)
+    ended = making.fetch(ledger, batch)
+    assert (ended.state, ended.completed, ended.failed) == (BatchState.COMPLETED, 7, 3)
+    errors = {one["custom_id"]: one["response"] for one in making.content(ledger, ended.error_file_id)}
+    codes = {name: answer["body"]["error"]["code"] for name, answer in errors.items()}  # type: ignore[index]
+    assert codes == {
+        "bad": "decimal_above_max_value",
+        "many": "integer_above_max_value",
+        "long": "context_length_exceeded",
+    }
+    assert 0 < ended.completion_tokens <= 28
+
+
+def test_the_same_line_gets_the_same_answer_in_another_order_and_company(
+    ledger: Ledger, pump: Pump, owner: UUID
+) -> None:
+    """Without a seed the noise comes from (batch, custom_id), so one batch asked twice must agree."""
+    lines = [making.line(f"r{n}", content=f"Q{n}", max_tokens=6, temperature=1) for n in range(6)]
+    making.ingest(ledger, lines)
+    pump.run(lambda: owner)
+    first = bodies(ledger)
+    with ledger.begin() as connection:
+        connection.execute(text("DELETE FROM result"))
+        connection.execute(text("UPDATE chunk SET state = 'ready', ok = 0, owner = NULL"))
+        connection.execute(text("UPDATE batch SET state = 'in_progress'"))
+        connection.execute(text("UPDATE chunk SET line_numbers = ARRAY(SELECT unnest(line_numbers) ORDER BY 1 DESC)"))
+    pump.run(lambda: owner)
+    assert len(first) == 6
+    assert {n: body["choices"] for n, body in bodies(ledger).items()} == {n: b["choices"] for n, b in first.items()}
+
+
+def test_finished_lines_are_not_computed_again(
+    ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine
+) -> None:
+    batch = making.ingest(ledger, [making.line(f"r{n}", max_tokens=2) for n in range(4)])
+    (lease,) = making.claim(ledger, batch, owner)
+    database.run(ledger, lambda c: results.flush(c, lease, making.results([1, 2, 3])))
+    database.run(ledger, lambda c: leases.release(c, lease))
+    pump.run(lambda: owner)
+    assert inference.progress.output_tokens <= 2
+    assert making.fetch(ledger, batch).completed == 4
+
+
+def test_a_direct_completion_is_answered_before_any_batch(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line("r", max_tokens=2)])
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    batch_id = database.run(ledger, lambda c: direct.submit(c, "default", body))
+    first = pump._claim(owner, 32_767)
+    assert first is not None
+    assert first.batch_id == batch_id
+    database.run(ledger, lambda c: leases.release(c, first))
+    pump.run(lambda: owner)
+    answer = database.run(ledger, lambda c: direct.answer(c, batch_id))
+    assert answer is not None
+    assert answer[0] == 200
+    database.run(ledger, lambda c: direct.drop(c, batch_id))
+    assert making.scalar(ledger, "SELECT count(*) FROM batch WHERE is_direct") == 0
+
+
+def test_a_draining_pump_leases_nothing(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line("r")])
+    pump.drain()
+    pump.run(lambda: owner)
+    assert making.scalar(ledger, "SELECT count(*) FROM chunk WHERE state = 'ready'") == 1
+
+
+def test_a_line_given_back_unfinished_counts_no_crash(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line("r", max_tokens=1_000)])
+    lease = pump._claim(owner, 32_767)
+    assert lease is not None
+    pump._drain_until = 0.0  # the drain's time is over
+    pump._answer(lease)
+    assert making.scalar(ledger, "SELECT crashes FROM chunk WHERE state = 'ready'") == 0
+
+
+def test_a_batch_cancelled_under_way_gets_no_more_results(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    batch = making.ingest(ledger, [making.line("r", max_tokens=2)])
+    lease = pump._claim(owner, 32_767)
+    assert lease is not None
+    database.run(ledger, lambda c: batches.cancel(c, batch.project_id, batch.public_id))
+    pump._answer(lease)
+    assert bodies(ledger) == {}
