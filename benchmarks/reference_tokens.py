@@ -98,9 +98,7 @@ TEXTS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     path = parser.parse_args().gguf
     torch.set_num_threads(2)
@@ -109,13 +107,9 @@ def main() -> None:
     expected = {
         "made_by": f"transformers {transformers.__version__}, torch {torch.__version__}, fp32, {path.name}",
         "answers": [_answer(model, tokenizer, messages) for messages in CONVERSATIONS],
-        "texts": [
-            {"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS
-        ],
+        "texts": [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS],
     }
-    OUTPUT.write_text(
-        json.dumps(expected, ensure_ascii=True, separators=(",", ":")).replace("},{", "},\n{") + "\n"
-    )
+    OUTPUT.write_text(json.dumps(expected, ensure_ascii=True, separators=(",", ":")).replace("},{", "},\n{") + "\n")
     smallest = min(answer["smallest_gap"] for answer in expected["answers"])
     print(f"{len(CONVERSATIONS)} answers, smallest gap between the two best logits {smallest}, {OUTPUT}")
 

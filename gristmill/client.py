@@ -148,8 +148,7 @@ class Client:
                 if not answer.is_success:
                     answer.read()
                     raise _refusal(answer)
-                for piece in answer.iter_bytes():
-                    file.write(piece)
+                file.writelines(answer.iter_bytes())
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 

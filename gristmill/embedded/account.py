@@ -77,9 +77,7 @@ def can_reach(account: Account, folder: Path) -> bool:
     return run(["/bin/sh", "-c", 'cd -- "$1"', "sh", str(folder)], account=account).returncode == 0
 
 
-def run(
-    command: Sequence[str], *, account: Account, folder: Path = Path("/")
-) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], *, account: Account, folder: Path = Path("/")) -> subprocess.CompletedProcess[str]:
     """Run `command` to its end as `account` in `folder`, its output captured.
 
     PermissionError where that user may not execute the program; EmbeddedError where we may not become that
@@ -110,6 +108,4 @@ def run(
             f"({error.strerror}): start as an ordinary user, or set DATABASE_URL."
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise EmbeddedError(
-            f"{command[0]} did not end within {COMMAND_SECONDS} s; is the disk stuck?"
-        ) from error
+        raise EmbeddedError(f"{command[0]} did not end within {COMMAND_SECONDS} s; is the disk stuck?") from error

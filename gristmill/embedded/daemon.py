@@ -83,9 +83,7 @@ class Daemon:
         lock = locks.opened(self.lock)
         try:
             if not locks.try_exclusive(lock):
-                raise EmbeddedError(
-                    f"Another process is starting or stopping the {self.name} of {self.folder}."
-                )
+                raise EmbeddedError(f"Another process is starting or stopping the {self.name} of {self.folder}.")
             self.pid_file.write_bytes(PID_ROOM)
             with self.log.open("ab") as log, self.pid_file.open("r+b") as pid_file:
                 log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())}{STARTED}".encode())
@@ -120,9 +118,7 @@ class Daemon:
                 self._send(pid, request)
             if self.wait_until_gone(seconds if pid else 1):
                 return
-        raise EmbeddedError(
-            f"The {self.name} of {self.folder} runs and cannot be stopped from here; see {self.log}."
-        )
+        raise EmbeddedError(f"The {self.name} of {self.folder} runs and cannot be stopped from here; see {self.log}.")
 
     def wait_until_gone(self, seconds: float) -> bool:
         """Whether the server has ended within `seconds`."""

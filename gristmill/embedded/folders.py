@@ -101,11 +101,7 @@ def for_socket(preferred: Path, socket: str, account: Account) -> Path:
         folder = SHORT_FOLDER / f"gristmill-{account.uid}-{digest(preferred)}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid not in (account.uid, os.geteuid())
-        or found.st_mode & 0o077
-    ):
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (account.uid, os.geteuid()) or found.st_mode & 0o077:
         raise EmbeddedError(f"{folder} is not a private folder of ours: remove it and start again.")
     give(account, folder)
     return folder

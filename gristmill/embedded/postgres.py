@@ -130,9 +130,7 @@ class Postgres:
         try:
             return path.read_text()
         except FileNotFoundError:
-            raise EmbeddedError(
-                f"{path} is missing: bring it back, it opens the database beside it."
-            ) from None
+            raise EmbeddedError(f"{path} is missing: bring it back, it opens the database beside it.") from None
 
     def _create_data(self, programs: Path) -> None:
         """Make the cluster under another name and rename it, so that `data` is whole whenever it exists."""
@@ -171,9 +169,7 @@ class Postgres:
         try:
             found = path.read_text().strip()
         except FileNotFoundError:
-            raise EmbeddedError(
-                f"{self.data} is not a Postgres data folder: {path.name} is missing."
-            ) from None
+            raise EmbeddedError(f"{self.data} is not a Postgres data folder: {path.name} is missing.") from None
         if found != ours:
             raise EmbeddedError(
                 f"{self.data} was written by Postgres {found} and this Gristmill brings Postgres {ours}: "
@@ -196,8 +192,7 @@ class Postgres:
             return
         if f" {self.data} " in f"{command_line(pid)} ":
             raise EmbeddedError(
-                f"Process {pid} uses {self.data} and was not started by Gristmill: "
-                "stop it (pg_ctl stop) first."
+                f"Process {pid} uses {self.data} and was not started by Gristmill: stop it (pg_ctl stop) first."
             )
         path.write_text(f"{NO_PROCESS}\n{rest}")
 

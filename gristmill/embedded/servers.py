@@ -195,9 +195,7 @@ class EmbeddedServers:
         self._say("Waiting for another process that starts or stops the servers of this data folder.")
         with locks.exclusive(self._start_lock, wait_seconds=START_SECONDS) as is_ours:
             if not is_ours:
-                raise EmbeddedError(
-                    f"Another process has held {self._start_lock} for {START_SECONDS} s; is it stuck?"
-                )
+                raise EmbeddedError(f"Another process has held {self._start_lock} for {START_SECONDS} s; is it stuck?")
             yield
 
     def _await(self, server: Server, *, is_adopted: bool) -> None:

@@ -1,0 +1,51 @@
+"""`gristmill up`: a whole Gristmill in the foreground."""
+
+import click
+
+from gristmill import operate
+from gristmill.client import Client
+from gristmill.commands import settings as commands
+
+FOREVER_SECONDS = 3600.0
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Serve this model; default: all installed.")
+@click.option("--verbose", is_flag=True, help="Show the logs of all processes.")
+def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
+    """Run everything on this machine until Ctrl-C: servers, API and a worker for each model."""
+    settings = commands.read_quietly()
+    names = operate.installed(settings, models)
+    operate.refuse_taken_port(host, port)
+    try:
+        with operate.operation(settings, say=commands.say, is_verbose=verbose) as running:
+            running.start("api", "api", "--host", host, "--port", str(port))
+            running.start_workers(names)
+            url = _url(host, port)
+            with Client(url, running.key) as client:
+                running.wait_until(client.is_healthy)
+            click.echo(_welcome(url, running.key, names[0]))
+            while True:
+                running.rest(FOREVER_SECONDS)
+    except KeyboardInterrupt:
+        commands.say("Stopped.")
+
+
+def _url(host: str, port: int) -> str:
+    reached = WILDCARDS.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def _welcome(url: str, key: str, model: str) -> str:
+    body = f'{{"model": "{model}", "max_tokens": 32, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    return (
+        f"Gristmill is ready (Ctrl-C stops it).\n\n"
+        f"  URL      {url}/v1\n"
+        f"  API key  {key}\n\n"
+        f"Try it:\n"
+        f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\\n"
+        f"    -H 'Content-Type: application/json' -d '{body}'"
+    )

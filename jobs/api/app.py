@@ -1,0 +1,42 @@
+"""The HTTP app: every route, on one page."""
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+
+from jobs.api import batches, chat, errors, files, health, models
+from jobs.api.services import Services
+from jobs.hints import Hints
+from jobs.settings import Settings
+
+ROUTES = (
+    ("POST", "/v1/files", files.create),
+    ("GET", "/v1/files", files.find),
+    ("GET", "/v1/files/{file_id}", files.get),
+    ("DELETE", "/v1/files/{file_id}", files.delete),
+    ("GET", "/v1/files/{file_id}/content", files.content),
+    ("POST", "/v1/batches", batches.create),
+    ("GET", "/v1/batches", batches.find),
+    ("GET", "/v1/batches/{batch_id}", batches.get),
+    ("POST", "/v1/batches/{batch_id}/cancel", batches.cancel),
+    ("GET", "/v1/models", models.find),
+    ("GET", "/v1/models/{model_id:path}", models.get),
+    ("POST", "/v1/chat/completions", chat.create),
+    ("GET", "/healthz", health.get),
+)
+
+
+def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
+    """The app over a ledger whose schema is current. It closes nothing that it was given."""
+    app = FastAPI(
+        title="Gristmill",
+        description="The OpenAI Batch API on machines you own.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirect would drop the envelope, and some clients the body
+    )
+    app.state.services = Services(engine, hints, settings)
+    for method, path, endpoint in ROUTES:
+        app.add_api_route(path, endpoint, methods=[method])
+    errors.register(app)
+    return app

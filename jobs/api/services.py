@@ -1,0 +1,25 @@
+"""What the routes work with, handed to `create_app` and found again in each request."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+
+from jobs.hints import Hints
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    engine: Engine
+    hints: Hints
+    settings: Settings
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+WithServices = Annotated[Services, Depends(services_of)]

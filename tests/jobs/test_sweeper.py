@@ -1,0 +1,95 @@
+"""What happens even if nobody asks."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from jobs import database, workers
+from jobs.hints import Hints
+from jobs.settings import Settings
+from jobs.sweeper import Sweeper
+from tests.jobs import making
+
+
+class Heard:
+    """Hints that are only written down."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, object]] = []
+
+    def ingest(self, batch_id: int) -> None:
+        self.said.append(("ingest", batch_id))
+
+    def finalize(self, batch_id: int) -> None:
+        self.said.append(("finalize", batch_id))
+
+    def pump(self, model: str) -> None:
+        self.said.append(("pump", model))
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def sweep(ledger: Engine, heard: Heard) -> None:
+    """One sweep in which every duty is due."""
+    database.run(ledger, lambda c: c.execute(text("UPDATE tick SET next_at = now()")))
+    Sweeper(ledger, heard, Settings()).sweep()  # type: ignore[arg-type]
+
+
+def test_a_batch_whose_hint_was_lost_is_hinted_again(ledger: Engine, heard: Heard) -> None:
+    waiting = making.create(ledger, "file-a")
+    making.ingest(ledger, [making.line("a")])
+    sweep(ledger, heard)
+    assert heard.said == [("ingest", waiting.id), ("pump", "tiny")]
+
+
+def test_a_batch_whose_last_flush_died_before_asking_is_closed(ledger: Engine, heard: Heard) -> None:
+    batch = making.ingest(ledger, [making.line("a")])
+    database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET state = 'done'")))
+    sweep(ledger, heard)
+    assert making.fetch(ledger, batch).state == "finalizing"
+    assert ("finalize", batch.id) in heard.said
+
+
+def test_a_late_batch_is_sealed(ledger: Engine, heard: Heard) -> None:
+    batch = making.ingest(ledger, [making.line("a")])
+    database.run(ledger, lambda c: c.execute(text("UPDATE batch SET expires_at = now()")))
+    sweep(ledger, heard)
+    assert making.fetch(ledger, batch).state == "finalizing"
+    assert making.scalar(ledger, "SELECT state FROM chunk") == "void"
+
+
+def test_the_lease_of_a_silent_worker_is_taken_back(ledger: Engine, heard: Heard) -> None:
+    batch = making.ingest(ledger, [making.line("a")])
+    making.claim(ledger, batch, making.worker(ledger))
+    database.run(ledger, lambda c: c.execute(text("UPDATE worker SET heartbeat_at = now() - interval '61 s'")))
+    sweep(ledger, heard)
+    assert making.scalar(ledger, "SELECT state FROM chunk") == "ready"
+
+
+def test_a_duty_done_by_one_process_is_not_due_for_the_next(ledger: Engine, heard: Heard) -> None:
+    sweep(ledger, heard)
+    making.create(ledger, "file-a")
+    Sweeper(ledger, heard, Settings()).sweep()  # type: ignore[arg-type]
+    assert heard.said == []
+
+
+def test_a_process_of_this_host_that_ended_is_forgotten_when_another_registers(ledger: Engine) -> None:
+    dead = making.worker(ledger)
+    alive = making.worker(ledger)
+    database.run(ledger, lambda c: c.execute(text("UPDATE worker SET pid = 4194305 WHERE id = :id"), {"id": dead}))
+    making.worker(ledger)
+    assert not database.run(ledger, lambda c: workers.heartbeat(c, dead))
+    assert database.run(ledger, lambda c: workers.heartbeat(c, alive))
+
+
+def test_a_started_sweeper_stops(ledger: Engine, tmp_path: Path) -> None:
+    hints = Hints(f"redis+socket://{tmp_path}/none.sock?virtual_host=0")
+    sweeper = Sweeper(ledger, hints, Settings())
+    sweeper.start()
+    sweeper.stop()
+    assert not sweeper._thread.is_alive()
+    hints.close(timeout_seconds=0.01)
