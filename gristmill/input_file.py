@@ -37,7 +37,7 @@ def prepare(path: Path, *, model: str | None, scratch: Path) -> Iterator[InputFi
         with tempfile.TemporaryFile(dir=scratch) as rewritten:
             for line in source:
                 rewritten.write(with_model(line, model))
-            yield _hashed(cast(BinaryIO, rewritten))
+            yield _hashed(cast("BinaryIO", rewritten))
 
 
 def with_model(line: bytes, model: str) -> bytes:
@@ -68,7 +68,7 @@ def _request(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(request, dict) and isinstance(request.get("body"), dict):
-        return cast(dict[str, Any], request)
+        return cast("dict[str, Any]", request)
     return None
 
 

@@ -253,7 +253,7 @@ def ledger(settings: Settings) -> Iterator[sqlalchemy.Engine]:
 def stopped_by_signals() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a closed terminal, end this process as Ctrl-C does."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     with _signals_to(interrupt):

@@ -11,6 +11,7 @@ from datetime import datetime
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from jobs import database
 from jobs.contract import limits
@@ -66,7 +67,8 @@ class Writer:
         self._pending = bytearray()
         self._parts = 0
         values = {"id": self.id, "project_id": project_id, "purpose": purpose, "filename": filename}
-        database.run(engine, lambda c: c.execute(table.insert().values(**values, state=FileState.UPLOADING.value)))
+        row = insert(table).values(**values, state=FileState.UPLOADING.value).on_conflict_do_nothing()
+        database.run(engine, lambda c: c.execute(row))
 
     def write(self, content: bytes) -> None:
         """Add bytes; stores every part that is full."""
@@ -88,7 +90,7 @@ class Writer:
 
     def _store(self, content: bytes) -> None:
         values = {"file_id": self.id, "seq": self._parts, "content": content}
-        statement = sqlalchemy.dialects.postgresql.insert(file_part).values(**values).on_conflict_do_nothing()
+        statement = insert(file_part).values(**values).on_conflict_do_nothing()
         database.run(self._engine, lambda c: c.execute(statement))
         self._parts += 1
 

@@ -84,11 +84,12 @@ class _Run:
         """Start the workers, unless nothing is left to do, and wait."""
         if not delivery.is_over(batch):
             self._running.start_workers(self._models)
+        batch_id = batch.id
         while not delivery.is_over(batch):
             self._display.show(batch)
             self._running.rest(LOOK_SECONDS)
             self._running.refuse_hopeless()
-            batch = self._patiently(lambda: client.retrieve(batch.id))
+            batch = self._patiently(lambda: client.retrieve(batch_id))
         self._display.show(batch)
         return batch
 

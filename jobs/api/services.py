@@ -17,7 +17,8 @@ class Services:
     settings: Settings
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    """Async, though it awaits nothing: a plain function would cost each request a thread."""
     services: Services = request.app.state.services
     return services
 
