@@ -1,0 +1,393 @@
+"""What a person meets at the command line: one-sentence errors, exit statuses, files that appear whole."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gristmill import delivery, screen
+from gristmill.cli import main
+from gristmill.client import Client
+from gristmill.input_file import prepare, with_model
+from gristmill.operate import Operation, own_key
+from jobs.contract.batch import Batch
+from jobs.settings import Settings
+
+BATCH: dict[str, Any] = {
+    "id": "batch_1",
+    "object": "batch",
+    "endpoint": "/v1/chat/completions",
+    "model": "tiny",
+    "errors": None,
+    "input_file_id": "file-in",
+    "completion_window": "24h",
+    "status": "completed",
+    "output_file_id": "file-out",
+    "error_file_id": None,
+    "created_at": 1_700_000_000,
+    "in_progress_at": None,
+    "expires_at": 1_700_086_400,
+    "finalizing_at": None,
+    "completed_at": None,
+    "failed_at": None,
+    "expired_at": None,
+    "cancelling_at": None,
+    "cancelled_at": None,
+    "request_counts": {"total": 2, "completed": 2, "failed": 0},
+    "usage": {
+        "input_tokens": 4,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 6,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 10,
+    },
+    "metadata": None,
+}
+LINE = (
+    b'{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "tiny", "messages": []}}\n'
+)
+
+
+class StubApi:
+    """A server of scripted answers; it keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self.asked: list[tuple[str, str, bytes, str | None]] = []
+        stub = self
+
+        class Answering(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                path = self.path.partition("?")[0]
+                stub.asked.append((self.command, self.path, body, self.headers.get("Authorization")))
+                status, content = stub.answers.get((self.command, path), (404, b"nothing here"))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def says(self, method: str, path: str, value: object, status: int = 200) -> None:
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.answers[(method, path)] = (status, content)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def api() -> Iterator[StubApi]:
+    stub = StubApi()
+    yield stub
+    stub.close()
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in Settings.environment_names():
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "data"
+    monkeypatch.setenv("GRISTMILL_DATA_DIR", str(folder))
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """What a command says as it ends with status 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def of(**changes: object) -> dict[str, Any]:
+    return BATCH | changes
+
+
+@pytest.mark.parametrize("command", ["", *main.commands])
+def test_every_command_explains_itself(command: str) -> None:
+    result = call(*([command] if command else []), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+    assert "parent-pid" not in result.stdout
+
+
+def test_an_unknown_setting_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRISTMILL_SLOT", "3")
+    said = refused("models", "list")
+    assert said.startswith("Error: GRISTMILL_SLOT is not a setting")
+    assert said.count("\n") == 1
+
+
+def test_an_unknown_model_is_refused_in_one_sentence() -> None:
+    said = refused("models", "show", "nothing")
+    assert "gristmill models add nothing" in said
+    assert said.count("\n") == 1
+
+
+def test_without_a_model_up_and_run_say_how_to_add_one(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(LINE)
+    for command in (("up",), ("run", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")):
+        assert "gristmill models add smollm2-135m" in refused(*command)
+
+
+def test_a_bad_input_is_refused_before_anything_starts(tmp_path: Path, data_dir: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    out = tmp_path / "out.jsonl"
+    assert "There is no file" in refused("run", tmp_path / "none.jsonl", "-o", out)
+    assert "is empty" in refused("run", tmp_path / "empty.jsonl", "-o", out)
+    assert "is not a file" in refused("run", tmp_path, "-o", out)
+    (tmp_path / "in.jsonl").write_bytes(LINE)
+    assert "is the input" in refused("run", tmp_path / "in.jsonl", "-o", tmp_path / "in.jsonl")
+    assert "is a folder" in refused("run", tmp_path / "in.jsonl", "-o", tmp_path)
+    assert not (data_dir / "servers").exists()
+
+
+def test_a_port_in_use_is_told_before_anything_starts(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gristmill.operate.installed", lambda *_: ["tiny"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = refused("up", "--port", taken.getsockname()[1])
+    assert "choose another with --port" in said
+    assert not (data_dir / "servers").exists()
+
+
+def test_single_parts_need_to_be_told_their_servers() -> None:
+    assert "needs DATABASE_URL" in refused("api")
+    assert "needs DATABASE_URL" in refused("worker", "--io")
+    assert "--model NAME and --io" in refused("worker")
+    assert "--model NAME and --io" in refused("worker", "--io", "--model", "tiny")
+
+
+def test_a_database_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://someone:secret@127.0.0.1:1/x")
+    monkeypatch.setenv("BROKER_URL", "redis://127.0.0.1:1/0")
+    said = refused("migrate")
+    assert said.startswith("Error: The database cannot be used: ")
+    assert "secret" not in said
+
+
+def test_a_server_that_is_not_there_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as briefly:
+        url = f"http://127.0.0.1:{briefly.getsockname()[1]}"
+    for command in (("status",), ("cancel", "batch_1"), ("results", "batch_1", "-o", "out.jsonl")):
+        said = refused(*command, "--url", url, "--key", "k")
+        assert said.startswith(f"Error: Nobody answers at {url}")
+        assert said.count("\n") == 1
+
+
+def test_what_is_not_gristmill_is_told_so(api: StubApi) -> None:
+    api.says("GET", "/v1/batches/batch_1", b"<html>")
+    assert "is not JSON" in refused("status", "batch_1", "--url", api.url, "--key", "k")
+    assert "is not the address" in refused("status", "batch_1", "--url", "http://[", "--key", "k")
+
+
+def test_without_a_key_the_person_is_told_where_one_comes_from() -> None:
+    assert "gristmill up" in refused("status")
+
+
+def test_the_key_that_up_keeps_is_used(api: StubApi, data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "api-key").write_text("gm_kept\n")
+    api.says("GET", "/v1/batches", {"data": [], "has_more": False})
+    result = call("status", "--url", api.url)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert api.asked[0][3] == "Bearer gm_kept"
+
+
+def test_a_refusal_is_said_in_the_servers_words(api: StubApi) -> None:
+    api.says("GET", "/v1/batches/batch_1", {"error": {"message": "No batch found."}}, status=404)
+    assert refused("status", "batch_1", "--url", api.url, "--key", "k") == "Error: No batch found.\n"
+
+
+def test_submit_prints_the_id_alone(api: StubApi, tmp_path: Path) -> None:
+    api.says("POST", "/v1/files", {"id": "file-in"})
+    api.says("POST", "/v1/batches", of(status="validating"))
+    (tmp_path / "in.jsonl").write_bytes(LINE)
+    result = call("submit", tmp_path / "in.jsonl", "--url", api.url, "--key", "k")
+    assert (result.exit_code, result.stdout) == (0, "batch_1\n")
+    assert LINE in api.asked[0][2]
+    assert json.loads(api.asked[1][2])["input_file_id"] == "file-in"
+
+
+def test_status_lists_batches_in_columns(api: StubApi) -> None:
+    api.says("GET", "/v1/batches", {"data": [of()], "has_more": False})
+    heading, row = call("status", "--url", api.url, "--key", "k").stdout.splitlines()
+    assert heading.split() == ["BATCH", "STATUS", "LINES", "MODEL", "CREATED"]
+    assert row.split()[:4] == ["batch_1", "completed", "2/2", "tiny"]
+
+
+def test_results_come_whole_with_status_0(api: StubApi, tmp_path: Path) -> None:
+    api.says("GET", "/v1/batches/batch_1", of())
+    api.says("GET", "/v1/files/file-out/content", b"answers\n")
+    out = tmp_path / "new" / "out.jsonl"
+    result = call("results", "batch_1", "-o", out, "--url", api.url, "--key", "k")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert out.read_bytes() == b"answers\n"
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_failed_lines_go_beside_the_answers_with_status_1(api: StubApi, tmp_path: Path) -> None:
+    counts = {"total": 2, "completed": 0, "failed": 2}
+    api.says("GET", "/v1/batches/batch_1", of(output_file_id=None, error_file_id="file-err", request_counts=counts))
+    api.says("GET", "/v1/files/file-err/content", b"failures\n")
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(b"of an earlier batch")
+    result = call("results", "batch_1", "-o", out, "--url", api.url, "--key", "k")
+    assert result.exit_code == 1
+    assert out.read_bytes() == b""
+    assert (tmp_path / "out.errors.jsonl").read_bytes() == b"failures\n"
+
+
+def test_failures_of_an_earlier_batch_do_not_stay_beside_new_answers(api: StubApi, tmp_path: Path) -> None:
+    api.says("GET", "/v1/batches/batch_1", of())
+    api.says("GET", "/v1/files/file-out/content", b"answers\n")
+    (tmp_path / "out.errors.jsonl").write_bytes(b"failures\n")
+    assert call("results", "batch_1", "-o", tmp_path / "out.jsonl", "--url", api.url, "--key", "k").exit_code == 0
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_a_download_that_fails_leaves_the_former_file(api: StubApi, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(b"former")
+    with Client(api.url, "k") as client, pytest.raises(Exception, match="404"):
+        client.download("file-gone", out)
+    assert [path.read_bytes() for path in tmp_path.glob("*out*")] == [b"former"]
+
+
+def test_a_batch_that_runs_has_no_results_yet(api: StubApi, tmp_path: Path) -> None:
+    counts = {"total": 2, "completed": 1, "failed": 0}
+    api.says("GET", "/v1/batches/batch_1", of(status="in_progress", request_counts=counts))
+    said = refused("results", "batch_1", "-o", tmp_path / "out.jsonl", "--url", api.url, "--key", "k")
+    assert said == "Error: The batch is not finished: in progress, 1/2 lines.\n"
+
+
+def test_each_fault_of_a_file_is_told_with_its_line_and_the_rest_counted(api: StubApi, tmp_path: Path) -> None:
+    faults = [{"code": "bad", "message": f"Fault {line}.", "param": None, "line": line} for line in range(1, 24)]
+    api.says("GET", "/v1/batches/batch_1", of(status="failed", errors={"object": "list", "data": faults}))
+    said = refused("results", "batch_1", "-o", tmp_path / "out.jsonl", "--url", api.url, "--key", "k").splitlines()
+    assert said[0] == "line 1: Fault 1. (bad)"
+    assert said[-1] == "and 3 more"
+    assert len(said) == 21
+
+
+def test_lists_are_read_to_their_last_page(api: StubApi) -> None:
+    pages = [[of(id="batch_1"), of(id="batch_2")], [of(id="batch_3")]]
+    with Client(api.url, "k") as client:
+        api.says("GET", "/v1/batches", {"data": pages[0], "has_more": True})
+        found = client.batches()
+        ids = [next(found).id, next(found).id]
+        api.says("GET", "/v1/batches", {"data": pages[1], "has_more": False})
+        ids += [batch.id for batch in found]
+    assert ids == ["batch_1", "batch_2", "batch_3"]
+    assert "after=batch_2" in api.asked[-1][1]
+
+
+def test_lines_that_can_be_read_are_made_to_ask_another_model() -> None:
+    request = json.loads(with_model(LINE, "other"))
+    assert request == json.loads(LINE) | {"body": {"model": "other", "messages": []}}
+
+
+@pytest.mark.parametrize("line", [b"{not json\n", b"\n", b"[1]\n", b'{"body": 3}\n', b"\xff\n", b"[" * 100_000])
+def test_lines_that_cannot_be_read_pass_unchanged(line: bytes) -> None:
+    assert with_model(line, "other") == line
+
+
+def test_the_digest_names_what_is_sent(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"bad\n" + LINE)
+    with prepare(path, model=None, scratch=tmp_path) as plain, prepare(path, model="tiny", scratch=tmp_path) as same:
+        assert (plain.model, same.model) == ("tiny", "tiny")
+        assert plain.content.read() == path.read_bytes()
+        assert same.content.read().startswith(b"bad\n")
+    with prepare(path, model="other", scratch=tmp_path) as other:
+        assert other.model == "other"
+        assert len({plain.digest, other.digest}) == 2
+
+
+def test_pace_counts_from_when_the_batch_was_first_seen() -> None:
+    pace = screen.Pace(begun=10, lines=5, tokens=100)
+    assert pace.tokens_per_second(20, 600) == 50
+    assert pace.seconds_left(20, 10, 20) == 20
+    assert pace.seconds_left(20, 5, 20) is None
+    assert pace.tokens_per_second(10, 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(48.2, "48 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (59.7, "1 min 0 s")]
+)
+def test_durations_are_readable(seconds: float, shown: str) -> None:
+    assert screen.duration(seconds) == shown
+
+
+def test_a_failed_files_name_follows_that_of_the_answers() -> None:
+    assert delivery.errors_beside(Path("a/out.jsonl")) == Path("a/out.errors.jsonl")
+    assert delivery.errors_beside(Path("out.txt")) == Path("out.txt.errors.jsonl")
+
+
+def test_a_key_that_is_no_longer_let_in_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = iter(["gm_1_a", "gm_2_b"])
+    valid = {"gm_1_a"}
+    monkeypatch.setattr("gristmill.operate.database.run", lambda _, work: work(None))
+    monkeypatch.setattr("gristmill.operate.keys.create", lambda *_, **__: next(made))
+    monkeypatch.setattr("gristmill.operate.keys.is_valid", lambda _, key: key in valid)
+    path = tmp_path / "api-key"
+    engine: Any = None
+    assert [own_key(engine, path), own_key(engine, path)] == ["gm_1_a", "gm_1_a"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    valid.clear()
+    assert own_key(engine, path) == "gm_2_b"
+
+
+def test_a_program_that_keeps_dying_is_given_up_with_its_last_words(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, database_url="postgresql:///x", broker_url="redis:///0")
+    said: list[str] = []
+    running = Operation(settings, key="k", servers=None, say=said.append, is_verbose=True)
+    running.start("worker", "worker", "--nonsense")
+    program = running._programs[0]
+    try:
+        with pytest.raises(Exception, match=r"worker cannot be started: No such option.*worker\.log"):
+            while True:
+                running.refuse_hopeless()
+                program._pace.not_before = 0
+                running.rest(0.1)
+                running.check()
+    finally:
+        running.stop()
+    assert any("ended with status 2" in sentence for sentence in said)
+    assert any(sentence.startswith("worker | ") for sentence in said)
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "from gristmill.commands.serving import _end_with; import threading; _end_with(1 << 30); threading.Event().wait(60)"
+    assert subprocess.run([sys.executable, "-c", child], timeout=30, check=False).returncode == -15
+
+
+def test_batches_are_parsed_by_the_contract() -> None:
+    assert delivery.is_over(Batch.model_validate(BATCH))
+    assert not delivery.is_over(Batch.model_validate(of(status="finalizing")))
