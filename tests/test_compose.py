@@ -61,18 +61,14 @@ def test_a_service_sets_only_variables_that_are_settings(name: str) -> None:
 
     service = SERVICES[name]
     assert set(service["environment"]) <= Settings.environment_names()
-    assert {"DATABASE_URL", "BROKER_URL", "GRISTMILL_DATA_DIR", "GRISTMILL_LOG_LEVEL"} <= set(
-        service["environment"]
-    )
+    assert {"DATABASE_URL", "BROKER_URL", "GRISTMILL_DATA_DIR", "GRISTMILL_LOG_LEVEL"} <= set(service["environment"])
     assert "env_file" not in service, "an unknown GRISTMILL_ name would stop the start"
 
 
 def test_the_operations_page_names_only_variables_that_are_settings_or_the_compose_files() -> None:
     from jobs.settings import Settings
 
-    named = set(
-        re.findall(r"\bGRISTMILL_[A-Z]\w+|\b\w+_URL\b", (ROOT / "docs" / "operations.md").read_text())
-    )
+    named = set(re.findall(r"\bGRISTMILL_[A-Z]\w+|\b\w+_URL\b", (ROOT / "docs" / "operations.md").read_text()))
     composed = {match["name"] for text in strings(COMPOSE) for match in VARIABLE.finditer(text)}
     assert named
     assert named <= Settings.environment_names() | composed
@@ -111,9 +107,7 @@ def test_every_image_has_a_tag_that_says_which() -> None:
 
 
 def test_the_servers_are_those_of_the_embedded_wheels() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
-        "embedded"
-    ]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["embedded"]
     wheels = dict(wheel.split("==") for wheel in extras)
     postgres = SERVICES["postgres"]["image"].partition(":")[2]
     valkey = SERVICES["valkey"]["image"].partition(":")[2]
@@ -182,9 +176,7 @@ def test_the_dockerfile_builds_every_target_that_is_asked_for() -> None:
 
 
 def test_the_dockerfile_copies_every_package_and_only_what_it_is_given() -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
-        "wheel"
-    ]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = [
         source
         for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
@@ -205,9 +197,7 @@ def test_the_dockerfile_picks_the_build_backend_with_all_that_it_needs() -> None
         name = wanted.pop()
         needed.add(name)
         requirements = [Requirement(text) for text in importlib.metadata.requires(name) or []]
-        wanted += [
-            each.name for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})
-        ]
+        wanted += [each.name for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
     assert set(picked["names"].split("|")) == needed
 
 

@@ -37,9 +37,7 @@ SPEC = ModelSpec(
 )
 
 
-def write(
-    path: Path, *, spec: ModelSpec = SPEC, seed: int = 0, precision: Precision = Precision.FP32
-) -> ModelFolder:
+def write(path: Path, *, spec: ModelSpec = SPEC, seed: int = 0, precision: Precision = Precision.FP32) -> ModelFolder:
     """Write the model into `path`, which is made; the same seed gives the same weights."""
     path.mkdir(parents=True)
     return folder.write(

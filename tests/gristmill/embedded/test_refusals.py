@@ -74,9 +74,7 @@ def test_a_folder_of_another_user_is_refused_even_for_root(place: Path) -> None:
 
 def test_a_full_disk_is_named_as_such() -> None:
     words = str(EmbeddedError.of_system(OSError(errno.ENOSPC, "No space left on device"), Path("/data")))
-    assert words == (
-        "The embedded servers cannot use /data: No space left on device; free some space and start again."
-    )
+    assert words == ("The embedded servers cannot use /data: No space left on device; free some space and start again.")
 
 
 def test_data_of_another_major_version_is_refused_untouched(place: Path) -> None:
@@ -108,9 +106,7 @@ def test_a_password_that_does_not_fit_the_database_is_refused(folder: Path, fate
     assert str(password) in refusal(folder)
 
 
-def test_a_start_that_is_interrupted_leaves_nothing_running(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_that_is_interrupted_leaves_nothing_running(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> bool:
         raise KeyboardInterrupt
 

@@ -50,9 +50,7 @@ def running(runner: FakeRunner, knobs: EngineSettings = SMALL_PIECES) -> Iterato
 class Watching:
     """A watcher that notes what it is asked, wants no more after `tokens`, and raises where it is told to."""
 
-    def __init__(
-        self, tokens: int = 99, allowed: Sequence[int] | None = None, raise_in: str | None = None
-    ) -> None:
+    def __init__(self, tokens: int = 99, allowed: Sequence[int] | None = None, raise_in: str | None = None) -> None:
         self.seen: list[int] = []
         self.finishes = 0
         self._tokens = tokens
@@ -95,8 +93,7 @@ def test_every_choice_of_every_prompt_reads_as_if_it_were_written_alone(
     runner = FakeRunner(slots=slots)
     with running(runner, EngineSettings(chunk_tokens=chunk, step_tokens=chunk + more)) as engine:
         futures = [
-            engine.submit(greedy(token_ids, tokens_max, choices=choices))
-            for token_ids, tokens_max, choices in workload
+            engine.submit(greedy(token_ids, tokens_max, choices=choices)) for token_ids, tokens_max, choices in workload
         ]
         for (token_ids, tokens_max, choices), future in zip(workload, futures, strict=True):
             expected = reference(token_ids, tokens_max)
@@ -181,9 +178,7 @@ def test_a_watcher_masks_sees_every_token_but_the_stop_token_and_is_told_once_of
     with running(FakeRunner()) as engine:
         [masked] = answer(engine.submit(greedy((1, 2, 3), 4, watch=lambda _: watcher)))
         [wanted] = answer(engine.submit(greedy((1, 2, 3), 9, watch=lambda _: ended)))
-        answer(
-            engine.submit(greedy((1, 2, 3), 9, watch=lambda _: stopped, stop_token_ids=frozenset(text[4:5])))
-        )
+        answer(engine.submit(greedy((1, 2, 3), 9, watch=lambda _: stopped, stop_token_ids=frozenset(text[4:5]))))
     assert masked.token_ids == (7, 7, 7, 7)
     assert (wanted.token_ids, wanted.finish_reason) == (text[:3], FinishReason.STOP)
     assert stopped.seen == list(text[:4])
@@ -271,9 +266,7 @@ def test_stopping_with_time_to_drain_answers_what_is_in_flight() -> None:
     futures = [engine.submit(greedy((n,), 6)) for n in range(9)]
     engine.start()
     engine.stop(drain_seconds=PATIENCE_SECONDS)
-    assert [future.result(timeout=0)[0].token_ids for future in futures] == [
-        reference((n,), 6) for n in range(9)
-    ]
+    assert [future.result(timeout=0)[0].token_ids for future in futures] == [reference((n,), 6) for n in range(9)]
     assert not engine.is_alive
     with pytest.raises(EngineStopped):
         engine.submit(greedy((1,)))

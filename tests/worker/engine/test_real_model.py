@@ -94,9 +94,7 @@ def test_first_prompts_padded_into_one_run_give_the_logits_of_each_alone(alone: 
     random = np.random.default_rng(12)
     prompts = [random.integers(0, alone.vocabulary, length) for length in (30, 33, 36)]
     singles = [alone.prefill([Span(7, 0, prompt, ends_prompt=True)])[0].copy() for prompt in prompts]
-    together = alone.prefill(
-        [Span(2 + row, 0, prompt, ends_prompt=True) for row, prompt in enumerate(prompts)]
-    )
+    together = alone.prefill([Span(2 + row, 0, prompt, ends_prompt=True) for row, prompt in enumerate(prompts)])
     np.testing.assert_allclose(together, singles, atol=1e-4)
 
 

@@ -122,9 +122,7 @@ def test_tokens_past_the_end_of_a_mask_are_not_allowed() -> None:
 
 @pytest.mark.parametrize("wanted", [Sampling(seed=1), Sampling(seed=1, temperature=0)])
 @pytest.mark.parametrize("damage", [-np.inf, np.nan])
-def test_a_row_without_a_likely_token_draws_none_and_the_others_draw_theirs(
-    wanted: Sampling, damage: float
-) -> None:
+def test_a_row_without_a_likely_token_draws_none_and_the_others_draw_theirs(wanted: Sampling, damage: float) -> None:
     logits = _logits(rows=3)
     draws = [Draw(wanted, 0, position) for position in range(3)]
     whole = sampling.sample(logits.copy(), draws).tolist()

@@ -98,9 +98,7 @@ class World:
             del self.seats[slot]
 
 
-prompts = st.builds(
-    Prompt, tokens=st.integers(1, 40), outputs=st.lists(st.integers(1, 9), min_size=1, max_size=6)
-)
+prompts = st.builds(Prompt, tokens=st.integers(1, 40), outputs=st.lists(st.integers(1, 9), min_size=1, max_size=6))
 budgets = st.builds(
     lambda slots, chunk, more: Budget(slots=slots, step_tokens=chunk + more, chunk_tokens=chunk),
     slots=st.integers(1, 5),
@@ -124,9 +122,7 @@ def test_every_prompt_is_admitted_in_order_and_ends_within_budget_and_slots(
 
 
 @given(budgets, st.lists(prompts, min_size=1, max_size=12))
-def test_a_decode_step_leaves_no_slot_empty_while_prompts_wait(
-    budget: Budget, arriving: list[Prompt]
-) -> None:
+def test_a_decode_step_leaves_no_slot_empty_while_prompts_wait(budget: Budget, arriving: list[Prompt]) -> None:
     world = World(budget, arriving)
     while True:
         waiting = [Waiting(prompt.tokens, len(prompt.outputs) - prompt.entered) for prompt in world.waiting]

@@ -79,9 +79,7 @@ def test_verify_finds_a_single_changed_byte(tmp_path: Path) -> None:
         verify(model.path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "name": "x"}', "\xff"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "name": "x"}', "\xff"])
 def test_a_manifest_that_cannot_be_read_is_damage(model: ModelFolder, text: str) -> None:
     (model.path / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DamagedModel, match=r"manifest\.json is missing or cannot be read"):

@@ -52,9 +52,7 @@ def _rotate(x: NDArray[np.float64], spec: ModelSpec) -> NDArray[np.float64]:
     )
 
 
-def _attend(
-    query: NDArray[np.float64], key: NDArray[np.float64], value: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _attend(query: NDArray[np.float64], key: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
     shared = len(query) // len(key)
     key, value = key.repeat(shared, axis=0), value.repeat(shared, axis=0)
     scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])

@@ -113,9 +113,7 @@ def test_what_a_crashed_process_left_is_cleared_but_nothing_else(weights: Path, 
     assert entries(models_dir) == [other.name, "tiny"]
 
 
-def test_a_full_disk_leaves_nothing_behind(
-    weights: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_behind(weights: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -157,9 +155,7 @@ def test_what_cannot_be_a_name_is_refused(name: str, models_dir: Path) -> None:
 
 
 def test_an_unknown_source_is_refused_with_those_that_are_known(models_dir: Path) -> None:
-    with pytest.raises(
-        UnknownModel, match=r"'gpt-9' is neither a .gguf file nor a known model.*smollm2-135m"
-    ):
+    with pytest.raises(UnknownModel, match=r"'gpt-9' is neither a .gguf file nor a known model.*smollm2-135m"):
         model.add("gpt-9", models_dir)
 
 
