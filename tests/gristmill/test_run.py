@@ -1,0 +1,166 @@
+"""`gristmill run` as a person runs it: real servers, real workers, a real model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gristmill.embedded.daemon import command_line
+from jobs.settings import Settings
+from tests.gristmill.embedded.conftest import open_folder, remove
+from worker.model import ModelFolder
+
+DEADLINE_SECONDS = 150
+
+
+@pytest.fixture
+def home(smollm2: ModelFolder) -> Iterator[Path]:
+    """A data folder with the model in it."""
+    place = open_folder()
+    (place / "data").mkdir()
+    (place / "data" / "models").symlink_to(smollm2.path.parent)
+    yield place
+    remove(place)
+
+
+def write_lines(path: Path, count: int, *, model: str = "smollm2-135m", tokens: int = 8) -> list[str]:
+    """A file of requests; their ids."""
+    ids = [f"line-{number}" for number in range(count)]
+    with path.open("w") as file:
+        for custom_id in ids:
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": f"Tell me about {custom_id}."}],
+                "max_tokens": 4 + number % tokens,  # so that lines end one after the other
+                "temperature": 0,
+            }
+            request = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(request) + "\n")
+    return ids
+
+
+def start(home: Path, *arguments: object) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in Settings.environment_names()}
+    environment = {name: value for name, value in environment.items() if not name.startswith("GRISTMILL_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gristmill.cli", *map(str, arguments)],
+        env=environment | {"GRISTMILL_DATA_DIR": str(home / "data")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit status, and what was said."""
+    stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    return process.returncode, stderr
+
+
+def custom_ids(path: Path) -> list[str]:
+    return [json.loads(line)["custom_id"] for line in path.read_text().splitlines()]
+
+
+def children(parent: int, *words: str) -> list[int]:
+    """The processes that `parent` started whose command lines hold all of `words`."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    return [pid for pid, ppid in pairs if ppid == parent and all(word in command_line(pid) for word in words)]
+
+
+def until_worker_answers(process: subprocess.Popen[str]) -> int:
+    """Wait until some lines are answered; the model worker's process id."""
+    assert process.stderr is not None
+    for line in process.stderr:  # a progress line each few seconds
+        if line.startswith("in progress: ") and not line.startswith("in progress: 0/"):
+            return children(process.pid, "worker", "--model")[0]
+    raise AssertionError("it ended before any line was answered")
+
+
+def assert_nothing_runs(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any("gristmill.cli" in command_line(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a child outlived its parent"
+
+
+def test_a_file_is_answered_and_the_second_run_only_fetches(home: Path) -> None:
+    ids = write_lines(home / "in.jsonl", 6)
+    first, second = home / "first.jsonl", home / "second.jsonl"
+    status, said = finish(start(home, "run", home / "in.jsonl", "-o", first))
+    assert status == 0, said
+    assert sorted(custom_ids(first)) == sorted(ids)
+    assert not (home / "first.errors.jsonl").exists()
+    logs = {log.name: log.stat().st_size for log in (home / "data" / "logs").glob("worker*.log")}
+    status, said = finish(start(home, "run", home / "in.jsonl", "-o", second))
+    assert status == 0, said
+    assert "in progress" not in said
+    assert second.read_bytes() == first.read_bytes()
+    assert {log.name: log.stat().st_size for log in (home / "data" / "logs").glob("worker*.log")} == logs
+
+
+def test_a_worker_killed_in_the_middle_costs_no_line(home: Path) -> None:
+    ids = write_lines(home / "in.jsonl", 100, tokens=48)
+    process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
+    os.kill(until_worker_answers(process), signal.SIGKILL)
+    status, said = finish(process)
+    assert status == 0, said
+    assert "has ended with status -9; starting it again" in said
+    assert sorted(custom_ids(home / "out.jsonl")) == sorted(ids)
+
+
+def test_stopped_and_run_again_it_goes_on_with_the_same_batch(home: Path) -> None:
+    ids = write_lines(home / "in.jsonl", 100, tokens=48)
+    process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
+    until_worker_answers(process)
+    pids = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    status, said = finish(process)
+    assert status == 130
+    assert "Stopped; run the same command again to go on." in said
+    assert not (home / "out.jsonl").exists()
+    assert_nothing_runs(pids)
+    status, said = finish(start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl"))
+    assert status == 0, said
+    assert sorted(custom_ids(home / "out.jsonl")) == sorted(ids)
+
+
+def test_children_end_with_a_supervisor_that_was_killed(home: Path) -> None:
+    write_lines(home / "in.jsonl", 100, tokens=48)
+    process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
+    until_worker_answers(process)
+    pids = children(process.pid)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any("gristmill.cli" in command_line(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a child outlived its parent"
+
+
+def test_each_fault_of_a_file_is_told_and_nothing_is_written(home: Path) -> None:
+    write_lines(home / "in.jsonl", 2)
+    with (home / "in.jsonl").open("a") as file:
+        file.write("not json\n")
+    status, said = finish(start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl"))
+    assert status == 2
+    assert "line 3: " in said
+    assert not (home / "out.jsonl").exists()
+    assert "line-0" not in said
+
+
+def test_a_model_that_is_not_installed_can_be_replaced(home: Path) -> None:
+    write_lines(home / "in.jsonl", 1, model="gpt-4o-mini")
+    status, said = finish(start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl"))
+    assert status == 2
+    assert "'gpt-4o-mini' is not installed (installed: smollm2-135m" in said
+    arguments = ("run", home / "in.jsonl", "-o", home / "out.jsonl", "--model", "smollm2-135m")
+    status, said = finish(start(home, *arguments))
+    assert status == 0, said
+    assert custom_ids(home / "out.jsonl") == ["line-0"]
