@@ -16,7 +16,7 @@ from jobs.settings import Settings
 from tests.gristmill.embedded.conftest import open_folder, remove
 from worker.model import ModelFolder
 
-DEADLINE_SECONDS = 150
+DEADLINE_SECONDS = 240
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def write_lines(path: Path, count: int, *, model: str = "smollm2-135m", tokens: 
     """A file of requests; their ids."""
     ids = [f"line-{number}" for number in range(count)]
     with path.open("w") as file:
-        for custom_id in ids:
+        for number, custom_id in enumerate(ids):
             body = {
                 "model": model,
                 "messages": [{"role": "user", "content": f"Tell me about {custom_id}."}],
@@ -107,7 +107,7 @@ def test_a_file_is_answered_and_the_second_run_only_fetches(home: Path) -> None:
 
 
 def test_a_worker_killed_in_the_middle_costs_no_line(home: Path) -> None:
-    ids = write_lines(home / "in.jsonl", 100, tokens=48)
+    ids = write_lines(home / "in.jsonl", 150, tokens=48)
     process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
     os.kill(until_worker_answers(process), signal.SIGKILL)
     status, said = finish(process)
@@ -117,7 +117,7 @@ def test_a_worker_killed_in_the_middle_costs_no_line(home: Path) -> None:
 
 
 def test_stopped_and_run_again_it_goes_on_with_the_same_batch(home: Path) -> None:
-    ids = write_lines(home / "in.jsonl", 100, tokens=48)
+    ids = write_lines(home / "in.jsonl", 150, tokens=48)
     process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
     until_worker_answers(process)
     pids = children(process.pid)
@@ -133,7 +133,7 @@ def test_stopped_and_run_again_it_goes_on_with_the_same_batch(home: Path) -> Non
 
 
 def test_children_end_with_a_supervisor_that_was_killed(home: Path) -> None:
-    write_lines(home / "in.jsonl", 100, tokens=48)
+    write_lines(home / "in.jsonl", 150, tokens=48)
     process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
     until_worker_answers(process)
     pids = children(process.pid)
