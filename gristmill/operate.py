@@ -44,13 +44,11 @@ class Program:
     deaths: int = 0
     _child: subprocess.Popen[bytes] | None = None
     _pace: Backoff = field(default_factory=Backoff)
-    _shown_to: int = 0
 
     def start(self) -> None:
         """Start it in a session of its own: a Ctrl-C at the terminal is meant for us alone."""
         self._shorten_log()
         with self.log.open("ab") as log:
-            self._shown_to = log.tell()
             self._child = subprocess.Popen(
                 # -P: a file in the user's folder must not pass for a module of ours.
                 [sys.executable, "-P", "-m", "gristmill.cli", *self.arguments, "--parent-pid", str(os.getpid())],
@@ -89,10 +87,10 @@ class Program:
         return self._child is not None and self._child.poll() is None
 
     def last_words(self) -> str:
-        """The last line it printed since its latest start."""
+        """The last line it printed, in this life or the one before."""
         with self.log.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
-            log.seek(max(self._shown_to, end - SAID_BYTES, 0))
+            log.seek(max(end - SAID_BYTES, 0))
             lines = log.read().decode(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("Error: ") if lines else "it said nothing"
 
