@@ -10,7 +10,7 @@ COPY locks/dev.txt locks/
 RUN awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } wanted' \
         locks/dev.txt > locks/build.txt \
     && pip install --require-hashes -r locks/build.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY gristmill gristmill
 COPY jobs jobs
 COPY migrations migrations
