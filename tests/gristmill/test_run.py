@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from gristmill.embedded.daemon import command_line
-from jobs.settings import Settings
+from jobs.settings import PREFIX, Settings
 from tests.gristmill.embedded.conftest import open_folder, remove
 from worker.model import ModelFolder
 
 DEADLINE_SECONDS = 240
+# Short enough to see what happens after them within a test.
+PATIENCE = {"GRISTMILL_LEASE_SECONDS": "6", "GRISTMILL_HEARTBEAT_SECONDS": "1", "GRISTMILL_DRAIN_SECONDS": "2"}
 
 
 @pytest.fixture
@@ -46,11 +48,11 @@ def write_lines(path: Path, count: int, *, model: str = "smollm2-135m", tokens: 
 
 
 def start(home: Path, *arguments: object) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in Settings.environment_names()}
-    environment = {name: value for name, value in environment.items() if not name.startswith("GRISTMILL_")}
+    kept = (name for name in os.environ if name not in Settings.environment_names() and not name.startswith(PREFIX))
+    environment = {name: os.environ[name] for name in kept}
     return subprocess.Popen(
         [sys.executable, "-m", "gristmill.cli", *map(str, arguments)],
-        env=environment | {"GRISTMILL_DATA_DIR": str(home / "data")},
+        env=environment | PATIENCE | {"GRISTMILL_DATA_DIR": str(home / "data")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
