@@ -13,13 +13,22 @@ from jobs.tables import metadata
 from worker import model
 from worker.model import ModelFolder
 
-_MODELS_DIR = Path(__file__).parent.parent / ".gristmill" / "models"
+
+def _models_dir() -> Path:
+    kept = Path(__file__).parent.parent / ".gristmill" / "models"
+    return Path(os.environ.get("GRISTMILL_TEST_MODELS", kept))
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> ModelFolder:
-    """SmolLM2-135M-Instruct in fp32; GRISTMILL_TEST_MODELS names another folder to keep it in."""
-    return model.add("smollm2-135m", models_dir=Path(os.environ.get("GRISTMILL_TEST_MODELS", _MODELS_DIR)))
+    """SmolLM2-135M-Instruct as users run it; GRISTMILL_TEST_MODELS names another folder to keep it in."""
+    return model.add("smollm2-135m", models_dir=_models_dir())
+
+
+@pytest.fixture(scope="session")
+def smollm2_fp32() -> ModelFolder:
+    """The same model without rounding."""
+    return model.add("smollm2-135m", models_dir=_models_dir(), name="smollm2-135m-fp32", precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,15 @@ from uuid import UUID
 
 import orjson
 import pytest
+from psycopg.errors import DiskFull
+from sqlalchemy import Connection, text
 from sqlalchemy import Engine as Ledger
-from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from jobs import batches, database, direct, export, leases, results
-from jobs.states import BatchState
+from jobs.leases import Lease
+from jobs.results import Result
+from jobs.states import BatchState, ChunkState
 from tests import tiny_model
 from tests.jobs import making
 from worker import engine
@@ -101,10 +105,30 @@ def test_finished_lines_are_not_computed_again(
     assert making.fetch(ledger, batch).completed == 4
 
 
+def test_answers_wait_for_a_disk_with_room(
+    ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = making.ingest(ledger, [making.line(f"r{n}", max_tokens=2) for n in range(4)])
+    flush, refused = results.flush, []
+
+    def flush_at_last(connection: Connection, lease: Lease, answered: list[Result]) -> ChunkState | None:
+        if len(refused) < 3:
+            refused.append(len(answered))
+            raise DBAPIError("INSERT", {}, DiskFull("no room"))
+        return flush(connection, lease, answered)
+
+    monkeypatch.setattr("worker.pump.results.flush", flush_at_last)
+    monkeypatch.setattr("worker.pump.STORE_AGAIN_SECONDS", 0)
+    pump.run(lambda: owner)
+    assert len(refused) == 3
+    assert inference.progress.output_tokens <= 8
+    assert making.fetch(ledger, batch).completed == 4
+
+
 def test_a_direct_completion_is_answered_before_any_batch(ledger: Ledger, pump: Pump, owner: UUID) -> None:
     making.ingest(ledger, [making.line("r", max_tokens=2)])
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-    batch_id = database.run(ledger, lambda c: direct.submit(c, "default", body))
+    batch_id = database.run(ledger, lambda c: direct.submit(c, "default", body, public_id=direct.new_id())).id
     first = pump._claim(owner, 32_767)
     assert first is not None
     assert first.batch_id == batch_id

@@ -23,13 +23,13 @@ class Engine:
     """Many prompts in flight over one runner, which one thread of the engine's own drives.
 
     A future's callbacks run on that thread: keep them tiny. `future.cancel()` works until the answer is there
-    and frees the slots before the next step.
+    and frees the rows before the next step.
     """
 
     def __init__(self, runner: Runner, settings: EngineSettings | None = None) -> None:
         settings = settings or EngineSettings()
         self._runner = runner
-        self._loop = Loop(runner, Budget(runner.slots, settings.step_tokens, settings.chunk_tokens))
+        self._loop = Loop(runner, Budget(runner.slots, settings.chunk_tokens, runner.mixes))
         self._thread = Thread(target=self._serve, name="engine", daemon=True)
         self._changed = Condition()
         self._arrived: deque[Ticket] = deque()

@@ -40,3 +40,12 @@ class OutOfSlots(EngineError):
         )
         self.slot_bytes = slot_bytes
         self.kv_bytes_max = kv_bytes_max
+
+
+class OutOfBlocks(EngineError):
+    """The KV cache has fewer free blocks than a sequence needs."""
+
+    def __init__(self, wanted: int, free: int) -> None:
+        super().__init__(f"the KV cache has {free} free blocks, {wanted} were wanted")
+        self.wanted = wanted
+        self.free = free

@@ -1,22 +1,61 @@
 """Makes an engine of a model folder: opens its graph, takes the memory, picks the device."""
 
+from pathlib import Path
+
+import onnxruntime as ort
+
+from worker.engine.block_runner import BlockRunner, BlockSizes
+from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
+from worker.engine.errors import EngineError, OutOfSlots
+from worker.engine.runner import Runner
 from worker.engine.settings import Device, EngineSettings
 from worker.engine.slot_runner import SlotRunner, cache_element, has_cuda, open_session
 from worker.engine.slots import CudaSlots, HostSlots, Layout
+from worker.model.block_graph import BLOCK
 from worker.model.folder import ModelFolder
+from worker.model.precision import Precision
+
+_DEVICE_BYTES = 4 * 2**30
 
 
 def load(model: ModelFolder, settings: EngineSettings | None = None) -> Engine:
-    """An engine over a model, not started. OutOfSlots if the memory granted holds no slot."""
+    """An engine over a model, not started. OutOfSlots if the memory granted does not hold one sequence."""
     settings = settings or EngineSettings()
     return Engine(open_runner(model, settings), settings)
 
 
-def open_runner(model: ModelFolder, settings: EngineSettings) -> SlotRunner:
+def open_runner(model: ModelFolder, settings: EngineSettings) -> Runner:
     """The model on its device, with a KV cache as large as the settings allow."""
-    use_cuda = settings.device is Device.CUDA or (settings.device is Device.AUTO and has_cuda())
+    is_eighths = model.manifest.precision is Precision.INT8
+    use_cuda = settings.device is Device.CUDA or (settings.device is Device.AUTO and has_cuda() and not is_eighths)
+    if use_cuda and is_eighths:
+        raise EngineError(f"{model.name} is stored in int8, which is for CPUs; add it again with --precision fp16")
     session = open_session(model.graph_path, threads=settings.threads, use_cuda=use_cuda)
+    if is_eighths:
+        return _block_runner(session, model, settings)
+    return _slot_runner(session, model, settings, use_cuda=use_cuda)
+
+
+def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings) -> BlockRunner:
+    spec = model.spec
+    layout = BlockLayout(spec.layers, spec.kv_heads, spec.head_size, BLOCK)
+    context_tokens = min(spec.context_length, settings.context_tokens_max)
+    least = layout.blocks_for(context_tokens) + 1
+    # A stage holds its sequence in float32 and as blocks.
+    stage_bytes = context_tokens * spec.kv_bytes_per_token(4) + least * layout.bytes
+    granted = settings.kv_bytes_max or _free_bytes() // 2
+    affordable = (granted - settings.stages * stage_bytes) // layout.bytes
+    if affordable < least:
+        raise OutOfSlots(settings.stages * stage_bytes + least * layout.bytes, granted)
+    blocks = min(affordable, settings.slots_max * (least - 1) + 1)
+    sizes = BlockSizes(settings.slots_max, settings.stages, context_tokens, blocks)
+    return BlockRunner(session, layout, sizes, spec.heads, spec.vocabulary)
+
+
+def _slot_runner(
+    session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings, *, use_cuda: bool
+) -> SlotRunner:
     spec = model.spec
     layout = Layout(
         layers=spec.layers,
@@ -25,6 +64,19 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> SlotRunner:
         length=min(spec.context_length, settings.context_tokens_max),
         element=cache_element(session),
     )
-    count = layout.slots_within(settings.kv_bytes_max, settings.slots_max)
+    granted = settings.kv_bytes_max or (_DEVICE_BYTES if use_cuda else _free_bytes() // 2)
+    count = layout.slots_within(granted, settings.slots_max + settings.stages)
+    stages = min(settings.stages, count - 1)
+    if not stages:
+        raise OutOfSlots(2 * layout.slot_bytes, granted)
     slots = CudaSlots(layout, count, device_id=0) if use_cuda else HostSlots(layout, count)
-    return SlotRunner(session, slots, spec.vocabulary)
+    return SlotRunner(session, slots, stages, spec.vocabulary)
+
+
+def _free_bytes() -> int:
+    """What the system could give to this process now."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            return int(amount.split()[0]) * 1024
+    raise EngineError("this system does not tell how much memory is free; set kv_bytes_max")

@@ -1,23 +1,24 @@
 """Carries out one step after the other: plans, runs, reads it. One thread owns it; it knows no locks."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import monotonic
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from worker.engine import sampling, scheduler
-from worker.engine.errors import NothingToSample
+from worker.engine import next_token, scheduler
+from worker.engine.lengths import Lengths
 from worker.engine.progress import Progress
-from worker.engine.prompt import Watcher
 from worker.engine.runner import Runner, Span
 from worker.engine.sampling import Logits
-from worker.engine.scheduler import Admission, Budget, Decode, Move, Partial, Piece, Prefill, Waiting
+from worker.engine.scheduler import Begun, Budget, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
+from worker.engine.stages import Stages
 from worker.engine.ticket import Ticket
-from worker.engine.waiting import WaitingLine
+from worker.engine.waiting import Entry, WaitingLine
 
 logger = logging.getLogger(__name__)
 
@@ -25,156 +26,198 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Seat:
-    """Who sits in a slot."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """Who is written in a row."""
 
     ticket: Ticket
     choice: Choice
 
 
 @dataclass(slots=True)
-class _Begun:
-    """A prompt that is being computed in the first of its slots, for all of them."""
+class _Work:
+    """The prompt that is being computed, for choices that have left the line."""
 
-    ticket: Ticket
-    slots: tuple[int, ...]
-    computed: int = 0
+    entry: Entry
+    begun: Begun
 
 
 class Loop:
-    """The prompts that wait, those in slots, and the step that takes them further."""
+    """The prompts that wait, the one that is computed, the rows, and the step that takes them further."""
 
     def __init__(self, runner: Runner, budget: Budget) -> None:
         self.progress = Progress(beat_at=monotonic())
         self._runner = runner
         self._budget = budget
         self._waiting = WaitingLine()
-        self._seats: dict[int, _Seat] = {}
-        self._begun: dict[int, _Begun] = {}
+        self._stages = Stages(runner.stages)
+        self._lengths = Lengths()
+        self._work: _Work | None = None
+        self._rows: list[_Row] = []
         self._runner_seconds = 0.0
-        self._prompt_tokens = 0
-        self._output_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._seats) or len(self._waiting) > 0
+        return bool(self._rows) or self._work is not None or len(self._waiting) > 0
 
     def add(self, ticket: Ticket) -> None:
-        """Let a prompt wait for its slots."""
-        self._waiting.add(ticket)
+        """Let a prompt wait for its rows."""
+        self._waiting.add(Entry(ticket, ticket.sequences, ticket.token_ids))
 
     def beat(self) -> None:
         """Show that the thread is awake, with what it has to do."""
-        self.progress = replace(
-            self.progress, waiting=len(self._waiting), running=len(self._seats), beat_at=monotonic()
-        )
+        self.progress = replace(self.progress, waiting=len(self._waiting), running=self._running, beat_at=monotonic())
 
     def step(self) -> None:
         """Compute the next step; an exception out of here is the runner's, and the end of the engine."""
         began = monotonic()
-        waiting = (Waiting(ticket.prompt_tokens, ticket.choices_waiting) for ticket in self._waiting)
-        match scheduler.plan(waiting, self._partials(), self._seats, self._budget):
-            case Prefill() as plan:
-                self._prefill(plan)
-            case Decode() as plan:
-                self._decode(plan)
-            case None:
-                self._check_idle()
-                return
-        self._count(began)
+        if self._work is None:
+            self._work = self._admit()
+        step = scheduler.plan(self._work.begun if self._work else None, len(self._rows), self._budget)
+        if step is None:
+            self._check_idle()
+            return
+        self._make_room(step)
+        prompt_tokens, output_tokens = self._carry_out(step)
+        self._count(began, prompt_tokens, output_tokens)
 
     def drop(self, ticket: Ticket, error: BaseException) -> None:
         """Take a prompt out, wherever it is: its future gets the error, unless it was cancelled."""
         self._waiting.remove(ticket)
-        self._begun = {slot: begun for slot, begun in self._begun.items() if begun.ticket is not ticket}
-        self._seats = {slot: seat for slot, seat in self._seats.items() if seat.ticket is not ticket}
+        if self._work is not None and self._work.entry.ticket is ticket:
+            self._work = None
+        self._remove([row for row, seat in enumerate(self._rows) if seat.ticket is ticket])
         for choice in ticket.sequences:
             _close_quietly(choice)
         ticket.fail(error)
 
     def drop_all(self, error: BaseException) -> None:
         """Take every prompt out."""
-        for ticket in {*self._waiting, *(seat.ticket for seat in self._seats.values())}:
+        tickets = {entry.ticket for entry in self._waiting} | {row.ticket for row in self._rows}
+        if self._work is not None:
+            tickets.add(self._work.entry.ticket)
+        for ticket in tickets:
             self.drop(ticket, error)
 
-    def _partials(self) -> list[Partial]:
-        return [Partial(slot, begun.computed, begun.ticket.prompt_tokens) for slot, begun in self._begun.items()]
+    @property
+    def _running(self) -> int:
+        return len(self._rows) + (len(self._work.entry.choices) if self._work else 0)
 
-    def _prefill(self, plan: Prefill) -> None:
-        self._enter(plan.admissions)
-        logits = self._run(self._runner.prefill, [self._span(piece) for piece in plan.pieces])
-        self._prompt_tokens += sum(piece.tokens for piece in plan.pieces)
-        ready = [begun for piece in plan.pieces if (begun := self._advance(piece))]
-        for begun in ready:
-            for slot in begun.slots[1:]:
-                self._run(self._runner.copy, begun.slots[0], slot, begun.ticket.prompt_tokens)
-        if any(len(begun.slots) > 1 for begun in ready):
-            logits = np.repeat(logits, [len(begun.slots) for begun in ready], axis=0)
-        if ready:
-            self._read(logits, [slot for begun in ready for slot in begun.slots])
+    def _admit(self) -> _Work | None:
+        """The first of the line gets its stage; choices for which there is no row yet wait on, at the head."""
+        entry = next(iter(self._waiting), None)
+        if entry is None or len(self._rows) == self._budget.slots:
+            return None
+        waiting = Waiting(entry.prompt_tokens, len(entry.choices), self._stages.hits(entry.token_ids))
+        ahead = self._stages.hits_ahead(other.token_ids for other in islice(self._waiting, 1, None))
+        expected = entry.tokens_max if entry.is_back else self._lengths.expected(entry.prompt_tokens, entry.tokens_max)
+        begun = scheduler.admit(waiting, ahead, len(self._rows), expected, self._room(), self._budget)
+        if begun is None:
+            return None
+        entering = replace(entry, choices=entry.choices[: begun.choices])
+        entry.choices = entry.choices[begun.choices :]
+        if not entry.choices:
+            self._waiting.pop()
+        if entering.choices[0] is entry.ticket.sequences[0] and not entry.is_back:
+            entry.ticket.cached_tokens = begun.computed
+        return _Work(entering, begun)
 
-    def _decode(self, plan: Decode) -> None:
-        for move in plan.moves:
-            self._move(move)
-        choices = [self._seats[slot].choice for slot in range(plan.rows)]
-        token_ids = np.array([choice.token_ids[-1] for choice in choices], dtype=np.int64)
-        lengths = np.array([choice.cached_length for choice in choices], dtype=np.int32)
-        self._read(self._run(self._runner.decode, token_ids, lengths), range(plan.rows))
+    def _room(self) -> Room:
+        promised = sum(
+            self._lengths.expected(row.choice.cached_length, row.choice.prompt_tokens + row.choice.tokens_max)
+            - row.choice.cached_length
+            for row in self._rows
+        )
+        return Room(self._runner.free_tokens, promised)
 
-    def _enter(self, admissions: Sequence[Admission]) -> None:
-        """Seat choices of the first tickets of the line; a ticket leaves it with its last choice."""
-        for ticket, admission in zip(list(_take(self._waiting, len(admissions))), admissions, strict=True):
-            for slot, choice in zip(admission.slots, ticket.enter(len(admission.slots)), strict=True):
-                self._seats[slot] = _Seat(ticket, choice)
-            self._begun[admission.slots[0]] = _Begun(ticket, admission.slots)
-            if not ticket.choices_waiting:
-                self._waiting.remove(ticket)
+    def _make_room(self, step: Step) -> None:
+        """Where a step's tokens do not fit, the rows with the least to lose go back to the line."""
+        while self._rows and self._needed(step) > self._runner.free_tokens:
+            self._send_back(min(range(len(self._rows)), key=lambda row: len(self._rows[row].choice.token_ids)))
 
-    def _span(self, piece: Piece) -> Span:
-        ticket = self._begun[piece.slot].ticket
-        ends_prompt = piece.stop == ticket.prompt_tokens
-        return Span(piece.slot, piece.start, ticket.token_ids[piece.start : piece.stop], ends_prompt)
+    def _needed(self, step: Step) -> int:
+        """What a step takes of the cache, in whole pages."""
+        page = self._runner.page_tokens
+        pages = sum(row.choice.cached_length % page == 0 for row in self._rows) if step.writes else 0
+        if step.begun is not None and step.stop == step.begun.prompt_tokens:
+            pages += -(-step.stop // page) * step.begun.choices
+        return pages * page
 
-    def _advance(self, piece: Piece) -> _Begun | None:
-        """Note that a piece is computed; the prompt, if it was the last one."""
-        begun = self._begun[piece.slot]
-        begun.computed = piece.stop
-        return self._begun.pop(piece.slot) if piece.stop == begun.ticket.prompt_tokens else None
+    def _send_back(self, row: int) -> None:
+        """Let a choice wait again; what it has written becomes part of what is computed for it."""
+        seat = self._rows[row]
+        token_ids = np.concatenate([seat.ticket.token_ids, np.array(seat.choice.token_ids, np.int64)])
+        self._waiting.put_first(Entry(seat.ticket, [seat.choice], token_ids, is_back=True))
+        self._remove([row])
 
-    def _move(self, move: Move) -> None:
-        seat = self._seats.pop(move.source)
-        self._run(self._runner.copy, move.source, move.target, seat.choice.cached_length)
-        self._seats[move.target] = seat
+    def _carry_out(self, step: Step) -> tuple[int, int]:
+        """Run a step and hand out what it gave; the tokens of prompts and of answers in it."""
+        work = self._work
+        span = self._span(step, work.entry) if work else None
+        last_tokens = [row.choice.token_ids[-1] for row in self._rows] if step.writes else []
+        logits = self._run(self._runner.step, span, last_tokens)
+        written = list(self._rows) if step.writes else []
+        if work is None or span is None:
+            self._read(logits, written)
+            return 0, len(written)
+        work.begun = replace(work.begun, computed=step.stop)
+        self._stages.hold(span.stage, work.entry.token_ids[: step.stop])
+        if span.ends_prompt:
+            entered = self._place(work)
+            logits = np.concatenate([np.repeat(logits[:1], len(entered), axis=0), logits[1:]])
+            written = [*entered, *written]
+        self._read(logits, written)
+        return len(span.token_ids), len(written)
 
-    def _read(self, logits: Logits, slots: Sequence[int]) -> None:
-        """Draw and hand out the next token of each slot, whose logits are the rows."""
-        seats = [self._seats[slot] for slot in slots]
-        for row, seat in enumerate(seats):
-            if seat.choice.watcher is not None:
-                self._guard(seat.ticket, _mask, seat.choice.watcher, logits[row])
-        tokens = sampling.sample(logits, [seat.choice.next_draw for seat in seats])
-        for slot, seat, token in zip(slots, seats, tokens.tolist(), strict=True):
-            if slot in self._seats:  # its prompt may have failed in this very step
-                self._guard(seat.ticket, self._accept, slot, seat, token)
+    def _span(self, step: Step, entry: Entry) -> Span | None:
+        if step.begun is None:
+            return None
+        token_ids = entry.token_ids[step.start : step.stop]
+        return Span(step.begun.stage, step.start, token_ids, ends_prompt=step.stop == entry.prompt_tokens)
 
-    def _accept(self, slot: int, seat: _Seat, token: int) -> None:
-        if token == sampling.NO_TOKEN:
-            raise NothingToSample("no token can follow: all are masked, or the model's logits are not numbers")
-        self._output_tokens += 1
-        seat.choice.accept(token)
-        if seat.choice.finish_reason:
-            del self._seats[slot]
-            seat.choice.close()
-            seat.ticket.resolve_if_complete()
+    def _place(self, work: _Work) -> list[_Row]:
+        """Give each choice of a computed prompt its row."""
+        self._work = None
+        entered = [_Row(work.entry.ticket, choice) for choice in work.entry.choices]
+        for row in entered:
+            number = self._run(self._runner.place, work.begun.stage, work.entry.prompt_tokens)
+            if number != len(self._rows):
+                raise RuntimeError(f"the runner counts {number} rows, the engine {len(self._rows)}")
+            self._rows.append(row)
+        return entered
 
-    def _guard(self, ticket: Ticket, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call what belongs to one prompt: whatever it raises costs this prompt and no other."""
+    def _read(self, logits: Logits, written: Sequence[_Row]) -> None:
+        """Draw and hand out the next token of rows whose logits these are; those that end give their row back."""
+        outcomes = next_token.advance(logits, [row.choice for row in written])
+        for row, error in zip(written, outcomes, strict=True):
+            if error is not None:
+                self._fail(row.ticket, error)
+            elif row.choice.finish_reason:
+                self._lengths.note(len(row.choice.token_ids))
+                self._close(row)
+        self._remove([number for number, row in enumerate(self._rows) if row.choice.finish_reason])
+        for row in written:
+            if row.choice.finish_reason:
+                row.ticket.resolve_if_complete()
+
+    def _close(self, row: _Row) -> None:
         try:
-            call(*args, **kwargs)
-        except Exception as error:  # a watcher is others' code
-            logger.warning("prompt failed", exc_info=error)
-            self.drop(ticket, error)
+            row.choice.close()
+        except Exception as error:  # noqa: BLE001  a watcher is others' code
+            self._fail(row.ticket, error)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        """Whatever a prompt's own parts raise costs this prompt and no other."""
+        logger.warning("prompt failed", exc_info=error)
+        self.drop(ticket, error)
+
+    def _remove(self, rows: Sequence[int]) -> None:
+        """Give rows back, the highest first, because the last row takes the number of one that goes."""
+        for row in sorted(rows, reverse=True):
+            self._run(self._runner.remove, row)
+            last = self._rows.pop()
+            if row < len(self._rows):
+                self._rows[row] = last
 
     def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the runner, on the clock."""
@@ -185,32 +228,22 @@ class Loop:
             self._runner_seconds += monotonic() - began
 
     def _check_idle(self) -> None:
-        """With nothing to do, nothing may be held: a slot lost here would be lost for good."""
-        if self._seats or self._begun or len(self._waiting):
-            raise RuntimeError(f"no step was planned for {self._seats}, {self._begun}, {len(self._waiting)} waiting")
+        """With nothing to do, nothing may be held: a row lost here would be lost for good."""
+        if self.has_work:
+            raise RuntimeError(f"no step was planned with {len(self._waiting)} prompts waiting")
 
-    def _count(self, began: float) -> None:
-        now = monotonic()
+    def _count(self, began: float, prompt_tokens: int, output_tokens: int) -> None:
+        now, before = monotonic(), self.progress
         self.progress = Progress(
-            steps=self.progress.steps + 1,
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
-            busy_seconds=self.progress.busy_seconds + now - began,
+            steps=before.steps + 1,
+            prompt_tokens=before.prompt_tokens + prompt_tokens,
+            output_tokens=before.output_tokens + output_tokens,
+            busy_seconds=before.busy_seconds + now - began,
             runner_seconds=self._runner_seconds,
             waiting=len(self._waiting),
-            running=len(self._seats),
+            running=self._running,
             beat_at=now,
         )
-
-
-def _mask(watcher: Watcher, logits: Logits) -> None:
-    mask = watcher.mask()
-    if mask is not None:
-        sampling.allow_only(logits, mask)
-
-
-def _take(tickets: Iterable[Ticket], count: int) -> Iterable[Ticket]:
-    return (ticket for ticket, _ in zip(tickets, range(count), strict=False))
 
 
 def _close_quietly(choice: Choice) -> None:

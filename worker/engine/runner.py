@@ -12,9 +12,9 @@ from worker.engine.sampling import Logits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Span:
-    """A piece of a prompt: `token_ids` [length] at the positions from `start` on, the rest being computed."""
+    """A piece of a prompt: `token_ids` [length] at the positions from `start` on, the rest being in the stage."""
 
-    slot: int
+    stage: int
     start: int
     token_ids: npt.NDArray[np.int64]
     ends_prompt: bool
@@ -22,20 +22,30 @@ class Span:
 
 
 class Runner(Protocol):
-    """A model on a device, with a KV cache of equal slots.
+    """A model on a device, with stages in which prompts are computed and rows in which answers are written.
 
     Logits are float32 [rows, vocabulary] in host memory. They belong to the caller, who may write into them,
-    until the next call. Any exception means that the cache can no longer be trusted: the engine ends.
+    until the next step. Any exception but OutOfBlocks means that the cache can no longer be trusted.
     """
 
     @property
+    def mixes(self) -> bool:
+        """A step computes a prompt and rows for hardly more than their sum, so there is no need to wait."""
+        ...
+
+    @property
     def slots(self) -> int:
-        """How many sequences the KV cache holds."""
+        """How many sequences are written at once, at most."""
+        ...
+
+    @property
+    def stages(self) -> int:
+        """How many prompts are kept while their beginnings are of use."""
         ...
 
     @property
     def context_tokens(self) -> int:
-        """How many positions one slot holds."""
+        """How many positions one sequence may have."""
         ...
 
     @property
@@ -43,16 +53,32 @@ class Runner(Protocol):
         """Token ids are below this."""
         ...
 
-    def prefill(self, spans: Sequence[Span]) -> Logits:
-        """Compute spans, in the order of slots, each slot once; a row for each that ends its prompt."""
+    @property
+    def page_tokens(self) -> int:
+        """The cache is taken in pages of so many positions."""
         ...
 
-    def decode(self, token_ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Logits:
-        """Read token_ids [rows] at the positions lengths [rows] of slots 0 to rows - 1; a row for each."""
+    @property
+    def free_tokens(self) -> int:
+        """Positions in pages that nobody has."""
         ...
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Make the first `length` positions of the slot `target` those of `source`."""
+    def step(self, span: Span | None, token_ids: Sequence[int]) -> Logits:
+        """Compute a piece of a prompt, if any, and one token for every row, or for none.
+
+        `token_ids` holds the rows' last tokens, in their order, or nothing. A row of logits for the span if it
+        ends its prompt, then one for each of token_ids.
+        """
+        ...
+
+    def place(self, stage: int, length: int) -> int:
+        """A new row that goes on where the first `length` positions of a stage end; gives its number, the
+        highest. OutOfBlocks if there is no room.
+        """
+        ...
+
+    def remove(self, row: int) -> None:
+        """Forget a row; the last one takes its number."""
         ...
 
     def close(self) -> None:

@@ -15,23 +15,20 @@ class Device(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Knobs of `worker.engine.load`.
-
-    The KV cache is a number of slots of equal length. Their length is the
-    model's context or `context_tokens_max`, whichever is less; their number is what fits into `kv_bytes_max`,
-    at most `slots_max`. On a CPU the memory is taken as it is touched.
-    """
+    """Knobs of `worker.engine.load`."""
 
     device: Device = Device.AUTO
     threads: int = 0
     """Threads of one model run; 0 lets ONNX Runtime take one for each physical core."""
     context_tokens_max: int = 2048
-    """The longest prompt and answer together; longer prompts are refused."""
-    kv_bytes_max: int = 4 * 2**30
-    """Memory for keys and values; it decides how many sequences are written at once."""
+    """The longest prompt and answer together, or the model's context if that is less; longer prompts are refused."""
+    kv_bytes_max: int = 0
+    """Memory for keys and values; 0 takes half of what is free on a CPU, and 4 GiB on a device. On a CPU it is
+    taken as it is touched.
+    """
     slots_max: int = 64
     """The most sequences written at once."""
+    stages: int = 4
+    """How many beginnings of prompts are kept for those to come that begin alike."""
     chunk_tokens: int = 512
     """The longest piece of one prompt computed at once."""
-    step_tokens: int = 1024
-    """The most prompt tokens in one step; more lets more short prompts share a run."""

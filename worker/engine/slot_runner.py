@@ -1,8 +1,8 @@
 """Runs an ONNX graph of GroupQueryAttention on slots, on the CPU or on CUDA: the same code, other memory.
 
-The operator sets the rules. Rows of one token each may have any pasts (decode). Several rows of more than one
-token only as first prompts, padded on the right, in neighbouring slots. A piece with a past goes alone. Past
-and present must be the same memory, or the whole cache is copied in every run.
+The operator sets the rules. Rows of one token each may have any pasts. A piece of more tokens with a past goes
+alone. Past and present must be the same memory, or the whole cache is copied in every run. The rows lie in
+the slots from 0 on, the stages in those behind.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from worker.engine.errors import OutOfBlocks
 from worker.engine.runner import Span
 from worker.engine.sampling import Logits
 from worker.engine.slots import CudaSlots, Slots
-
-RUN_TOKENS = 16
-"""A run reads all weights once; on a CPU that takes about as long as computing this many tokens."""
 
 _BINDINGS_MAX = 256
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """The inputs of one run over the slots first_slot to first_slot + rows - 1."""
+class _Inputs:
+    """The inputs of one run over the slots from first_slot on, one for each row of input_ids."""
 
     first_slot: int
     input_ids: npt.NDArray[np.int64]
@@ -38,38 +36,63 @@ class _Rows:
 class SlotRunner:
     """A session, its KV cache, and bindings that stay from run to run. The methods are those of `Runner`."""
 
-    def __init__(self, session: ort.InferenceSession, slots: Slots, vocabulary: int) -> None:
+    mixes = False
+
+    def __init__(self, session: ort.InferenceSession, slots: Slots, stages: int, vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        self.slots = slots.count
-        self.context_tokens = slots.layout.length
+        self.stages = stages
+        self.slots = slots.count - stages
+        self.context_tokens = self.page_tokens = slots.layout.length
         self._session = session
         self._slots = slots
+        self._lengths: list[int] = []
         self._device = "cuda" if isinstance(slots, CudaSlots) else "cpu"
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._logits = np.empty((slots.count, vocabulary), np.float32)
 
-    def prefill(self, spans: Sequence[Span]) -> Logits:
-        done = 0
-        for group in runs(spans):
-            rows = _prompt_rows(group)
-            self._run(rows, self._logits[done : done + len(rows.logits_indices)])
-            done += len(rows.logits_indices)
-        return self._logits[:done]
+    @property
+    def free_tokens(self) -> int:
+        return (self.slots - len(self._lengths)) * self.page_tokens
 
-    def decode(self, token_ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Logits:
-        count = len(token_ids)
-        rows = _Rows(0, token_ids.reshape(count, 1), lengths + np.int32(1), np.arange(count, dtype=np.int64))
-        self._run(rows, self._logits[:count])
-        return self._logits[:count]
+    def step(self, span: Span | None, token_ids: Sequence[int]) -> Logits:
+        wanted = 0
+        if span is not None:
+            wanted = int(span.ends_prompt)
+            self._run(self._prompt(span), self._logits[:wanted])
+        if token_ids:
+            count = len(token_ids)
+            lengths = np.array(self._lengths, np.int32) + np.int32(1)
+            ids = np.array(token_ids, np.int64).reshape(count, 1)
+            self._run(_Inputs(0, ids, lengths, np.arange(count)), self._logits[wanted : wanted + count])
+            self._lengths = lengths.tolist()
+            wanted += count
+        return self._logits[:wanted]
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        self._slots.copy(source, target, length)
+    def place(self, stage: int, length: int) -> int:
+        row = len(self._lengths)
+        if row == self.slots:
+            raise OutOfBlocks(1, 0)
+        self._slots.copy(self.slots + stage, row, length)
+        self._lengths.append(length)
+        return row
+
+    def remove(self, row: int) -> None:
+        length = self._lengths.pop()
+        if row < len(self._lengths):
+            self._slots.copy(len(self._lengths), row, length)
+            self._lengths[row] = length
 
     def close(self) -> None:
         self._bindings.clear()
         del self._session, self._slots
 
-    def _run(self, rows: _Rows, logits: Logits) -> None:
+    def _prompt(self, span: Span) -> _Inputs:
+        count = len(span.token_ids)
+        ends = np.array([count - 1] if span.ends_prompt else [], np.int64)
+        length = np.array([span.start + count], np.int32)
+        return _Inputs(self.slots + span.stage, span.token_ids.reshape(1, count), length, ends)
+
+    def _run(self, rows: _Inputs, logits: Logits) -> None:
         """One run of the graph; ONNX Runtime lets go of the interpreter's lock meanwhile."""
         binding = self._binding(rows.first_slot, len(rows.lengths))
         inputs = {
@@ -102,38 +125,6 @@ class SlotRunner:
             binding.bind_output(f"present.{layer}.{kind}", self._device, 0, *place)
         self._bindings[first_slot, count] = binding
         return binding
-
-
-def runs(spans: Sequence[Span]) -> list[list[Span]]:
-    """Cut spans, in the order of slots, into runs that the operator allows and that pay.
-
-    First prompts in neighbouring slots share a run as long as the padding stays below what a run costs.
-    """
-    groups: list[list[Span]] = []
-    for span in spans:
-        if groups and _can_join(groups[-1], span):
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    return groups
-
-
-def _can_join(group: list[Span], span: Span) -> bool:
-    if span.start or group[0].start or span.slot != group[-1].slot + 1:
-        return False
-    width = max(len(member.token_ids) for member in group)
-    wider = max(width, len(span.token_ids))
-    return (len(group) + 1) * wider - len(group) * width - len(span.token_ids) <= RUN_TOKENS
-
-
-def _prompt_rows(group: list[Span]) -> _Rows:
-    """Pad on the right, and want the logits after the last token of those that end their prompt."""
-    widths = np.array([len(span.token_ids) for span in group], dtype=np.int32)
-    input_ids = np.zeros((len(group), widths.max()), np.int64)
-    for row, span in enumerate(group):
-        input_ids[row, : widths[row]] = span.token_ids
-    ends = [row * input_ids.shape[1] + widths[row] - 1 for row, span in enumerate(group) if span.ends_prompt]
-    return _Rows(group[0].slot, input_ids, group[0].start + widths, np.array(ends, dtype=np.int64))
 
 
 def cache_element(session: ort.InferenceSession) -> np.dtype[np.generic]:

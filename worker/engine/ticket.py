@@ -19,28 +19,18 @@ class Ticket:
         self.priority = prompt.priority
         self.future: Future[list[Completion]] = Future()
         self.sequences = sequences
-        self._entered = 0
+        self.cached_tokens = 0
+        """Tokens of the prompt that did not have to be computed for it."""
         self._is_settled = False
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def choices_waiting(self) -> int:
-        """Choices that have not had a slot yet."""
-        return len(self.sequences) - self._entered
-
-    def enter(self, choices: int) -> list[Sequence]:
-        """The next choices to get a slot."""
-        entering = self.sequences[self._entered : self._entered + choices]
-        self._entered += choices
-        return entering
-
     def resolve_if_complete(self) -> None:
         """Hand the completions over once every choice has ended."""
         if all(sequence.finish_reason for sequence in self.sequences):
-            completions = [sequence.completion(cached_tokens=0) for sequence in self.sequences]
+            completions = [sequence.completion(self.cached_tokens) for sequence in self.sequences]
             self._settle(lambda future: future.set_result(completions))
 
     def fail(self, error: BaseException) -> None:

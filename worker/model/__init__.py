@@ -12,7 +12,7 @@ from worker.model.folder import ModelFolder, open_model, verify
 from worker.model.precision import Precision
 from worker.model.sources import SOURCES
 from worker.model.spec import ModelSpec
-from worker.model.store import add, list_models, open_named, remove
+from worker.model.store import add, list_damaged, list_models, open_named, remove
 from worker.model.tokenizer import Tokenizer
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "UnreadableWeights",
     "UnsupportedModel",
     "add",
+    "list_damaged",
     "list_models",
     "open_model",
     "open_named",

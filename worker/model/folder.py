@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import graph, tokenizer
+from worker.model import block_graph, graph, tokenizer
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, StoredFile
@@ -70,7 +70,10 @@ def write(
     path: Path, checkpoint: Checkpoint, *, name: str, source: str, reference: str, precision: Precision
 ) -> ModelFolder:
     """Convert a checkpoint into an existing empty folder; when this returns, all of it is on the disk."""
-    graph.write(checkpoint.spec, checkpoint.weights, precision, path)
+    if precision is Precision.INT8:
+        block_graph.write(checkpoint.spec, checkpoint.weights, path)
+    else:
+        graph.write(checkpoint.spec, checkpoint.weights, precision, path)
     (path / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(), "utf-8")
     (path / TEMPLATE_NAME).write_text(checkpoint.chat_template, "utf-8")
     manifest = Manifest(
@@ -119,8 +122,9 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.from_json((path / MANIFEST_NAME).read_text("utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DamagedModel(
-            f"the model folder {path} is damaged: {MANIFEST_NAME} is missing or cannot be read ({error}); "
+            f"the model folder {path} is damaged: {MANIFEST_NAME} {fault}; "
             f"mend it with: gristmill models add {path.name}"
         ) from error
 

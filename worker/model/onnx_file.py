@@ -59,7 +59,7 @@ class OnnxFile:
             helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}/{operator}", domain=domain, **attributes)
         )
 
-    def weight(self, name: str, array: NDArray[np.floating[Any]]) -> str:
+    def weight(self, name: str, array: NDArray[Any]) -> str:
         """Append a tensor to the weights file and declare it; gives its name."""
         self._weights.write(b"\0" * (-self._weights.tell() % _ALIGNMENT_BYTES))
         offset = self._weights.tell()
@@ -79,6 +79,11 @@ class OnnxFile:
     def constant(self, name: str, values: Sequence[int]) -> str:
         """Declare a small int64 vector inside the graph; gives its name."""
         self._initializers.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+        return name
+
+    def tensor(self, name: str, array: NDArray[Any]) -> str:
+        """Declare a small tensor inside the graph; gives its name."""
+        self._initializers.append(numpy_helper.from_array(array, name))
         return name
 
     def save(self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> None:

@@ -4,27 +4,36 @@ from enum import StrEnum
 from typing import Self, assert_never
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import DTypeLike
 
 from worker.model.errors import UnsupportedModel
 
 
 class Precision(StrEnum):
-    """How a model computes. The KV cache has the same format."""
+    """How a model computes."""
 
+    INT8 = "int8"  # the CPU: weights, activations and KV cache in 8 bits, see block_graph
     FP32 = "fp32"  # the CPU: its fp16 attention converts to fp32 at every call
     FP16 = "fp16"  # CUDA: its GroupQueryAttention has no fp32
 
     @property
     def dtype(self) -> DTypeLike:
-        """The format of weights, activations and KV cache; logits are always float32."""
+        """The format of activations that are not quantized, and of a KV cache in slots; logits are float32."""
         match self:
+            case Precision.INT8:
+                return np.float32
             case Precision.FP32:
                 return np.float32
             case Precision.FP16:
                 return np.float16
             case _:
                 assert_never(self)
+
+    @classmethod
+    def preferred(cls) -> Self:
+        """The fastest for this machine: fp16 where ONNX Runtime offers CUDA, else int8."""
+        return cls(cls.FP16 if "CUDAExecutionProvider" in ort.get_available_providers() else cls.INT8)
 
     @classmethod
     def parse(cls, name: str) -> Self:

@@ -30,26 +30,31 @@ def add(
     source: str,
     models_dir: Path,
     name: str | None = None,
-    precision: str = Precision.FP32,
+    precision: str | None = None,
     progress: Callable[[str], None] = _silent,
 ) -> ModelFolder:
     """Fetch, convert and keep a model; give the one that is there if it is the same and whole.
 
-    `source` is a known short name or the path of a .gguf file. Several processes may add the same model: one
-    converts, the others wait for it. A model is there whole or not at all, also after a crash.
+    `source` is a known short name or the path of a .gguf file. Without a `precision`, one that is there already
+    is taken as it is, and a new one is made in the fastest for this machine. Several processes may add the
+    same model: one converts, the others wait for it. A model is there whole or not at all, also after a crash.
     Raises a ModelError that says what is wrong in one sentence.
     """
-    wanted, wanted_precision = sources.resolve(source), Precision.parse(precision)
+    wanted = sources.resolve(source)
+    wanted_precision = Precision.parse(precision) if precision else None
     chosen = name or wanted.default_name
     target = path_of(chosen, models_dir)
     model = _present(target)
     if model is None:
         with _writing_errors(models_dir), _locked(target, progress):
-            model = _present(target) or _convert(wanted, target, chosen, wanted_precision, progress)
-    if (model.manifest.source, model.manifest.precision) != (wanted.origin, wanted_precision):
+            model = _present(target) or _convert(
+                wanted, target, chosen, wanted_precision or Precision.preferred(), progress
+            )
+    kept = model.manifest
+    if kept.source != wanted.origin or kept.precision is not (wanted_precision or kept.precision):
         raise ModelError(
-            f"a model named '{chosen}' is there already, made from {model.manifest.source} in "
-            f"{model.manifest.precision}; remove it first with: gristmill models remove {chosen}"
+            f"a model named '{chosen}' is there already, made from {kept.source} in {kept.precision}; "
+            f"remove it first with: gristmill models remove {chosen}"
         )
     return model
 
@@ -64,13 +69,13 @@ def open_named(name: str, models_dir: Path) -> ModelFolder:
 
 def list_models(models_dir: Path) -> list[ModelFolder]:
     """All models that can be opened, by name; damaged ones are left out."""
-    found = []
-    for path in sorted(models_dir.glob("[!.]*/")) if models_dir.is_dir() else []:
-        try:
-            found.append(folder.open_model(path))
-        except DamagedModel:
-            continue
+    found = (model for model in _all(models_dir) if isinstance(model, ModelFolder))
     return sorted(found, key=lambda model: model.name)
+
+
+def list_damaged(models_dir: Path) -> list[DamagedModel]:
+    """What is wrong with each of the models that cannot be opened."""
+    return [model for model in _all(models_dir) if isinstance(model, DamagedModel)]
 
 
 def remove(name: str, models_dir: Path) -> None:
@@ -93,6 +98,14 @@ def path_of(name: str, models_dir: Path) -> Path:
             "without '..', '--' or '//', a letter or digit first and last"
         )
     return models_dir / name.replace("/", "--")
+
+
+def _all(models_dir: Path) -> Iterator[ModelFolder | DamagedModel]:
+    for path in sorted(models_dir.glob("[!.]*/")) if models_dir.is_dir() else []:
+        try:
+            yield folder.open_model(path)
+        except DamagedModel as damage:
+            yield damage
 
 
 def _present(target: Path) -> ModelFolder | None:

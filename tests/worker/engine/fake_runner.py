@@ -1,11 +1,10 @@
-"""A runner without a model. Its KV cache is a list of token ids a slot, so a wrong slot shows in the text."""
+"""A runner without a model. Its KV cache is a list of token ids a row, so a wrong row shows in the text."""
 
 import zlib
 from collections.abc import Callable, Sequence
 from threading import Event
 
 import numpy as np
-import numpy.typing as npt
 
 from worker.engine.runner import Span
 from worker.engine.sampling import Logits
@@ -28,60 +27,91 @@ def reference(prompt: Sequence[int], tokens_max: int, script: Script = scramble)
 
 
 class FakeRunner:
-    """Greedy answers follow the script. `gate` holds runs back until it is set; run `crash_at` raises."""
+    """Greedy answers follow the script. `gate` holds steps back until it is set; step `crash_at` raises.
+
+    With `pages` it holds so many pages of `page_tokens`; without, as many as its slots can need.
+    """
 
     vocabulary = VOCABULARY
 
     def __init__(
-        self, slots: int = 4, context_tokens: int = 64, script: Script = scramble, crash_at: int | None = None
+        self,
+        slots: int = 4,
+        context_tokens: int = 64,
+        script: Script = scramble,
+        crash_at: int | None = None,
+        *,
+        stages: int = 2,
+        mixes: bool = True,
+        page_tokens: int = 4,
+        pages: int | None = None,
     ) -> None:
         self.slots = slots
+        self.stages = stages
+        self.mixes = mixes
         self.context_tokens = context_tokens
+        self.page_tokens = page_tokens
         self.gate = Event()
         self.gate.set()
         self.began = Event()
-        self.runs: list[tuple[int, ...]] = []
-        self.copies: list[tuple[int, int]] = []
+        self.steps: list[tuple[int, int]] = []
+        """Of each step the tokens of a prompt and the rows."""
+        self.fullest = 0
         self.is_closed = False
         self._script = script
         self._crash_at = crash_at
-        self._cache: list[list[int]] = [[] for _ in range(slots)]
+        self._pages = pages or slots * -(-context_tokens // page_tokens)
+        self._staged: list[list[int]] = [[] for _ in range(stages)]
+        self._rows: list[list[int]] = []
 
-    def prefill(self, spans: Sequence[Span]) -> Logits:
-        self._run([span.slot for span in spans])
-        assert [span.slot for span in spans] == sorted({span.slot for span in spans})
-        for span in spans:
+    @property
+    def free_tokens(self) -> int:
+        return (self._pages - sum(map(self._pages_of, self._rows))) * self.page_tokens
+
+    def step(self, span: Span | None, token_ids: Sequence[int]) -> Logits:
+        self.began.set()
+        assert self.gate.wait(timeout=30), "the test forgot to open the gate"
+        if len(self.steps) == self._crash_at:
+            raise MemoryError("scripted crash")
+        assert span is not None or token_ids, "a step of nothing"
+        assert span is None or self.mixes or not token_ids, "a step that mixes"
+        assert len(token_ids) in {0, len(self._rows)}, "rows left out"
+        self.steps.append((0 if span is None else len(span.token_ids), len(token_ids)))
+        texts = []
+        if span is not None:
+            staged = self._staged[span.stage]
             assert 0 < span.start + len(span.token_ids) <= self.context_tokens
-            self._write(span.slot, span.start, span.token_ids.tolist())
-        return self._logits([span.slot for span in spans if span.ends_prompt])
+            assert span.start <= len(staged), "positions before the first were never computed"
+            staged[span.start :] = span.token_ids.tolist()
+            texts = [staged] if span.ends_prompt else []
+        for row, token_id in zip(self._rows, token_ids, strict=False):
+            row.append(token_id)
+            assert len(row) <= self.context_tokens
+            texts.append(row)
+        assert self.free_tokens >= 0, "more pages taken than there are"
+        return self._logits(texts)
 
-    def decode(self, token_ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Logits:
-        self._run(range(len(token_ids)))
-        for slot, (token_id, length) in enumerate(zip(token_ids.tolist(), lengths.tolist(), strict=True)):
-            assert length < self.context_tokens
-            self._write(slot, length, [token_id])
-        return self._logits(range(len(token_ids)))
+    def place(self, stage: int, length: int) -> int:
+        assert length <= len(self._staged[stage])
+        self._rows.append(self._staged[stage][:length])
+        assert len(self._rows) <= self.slots
+        assert self.free_tokens >= 0, "more pages taken than there are"
+        self.fullest = max(self.fullest, len(self._rows))
+        return len(self._rows) - 1
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        self.copies.append((source, target))
-        self._cache[target] = self._cache[source][:length]
+    def remove(self, row: int) -> None:
+        last = self._rows.pop()
+        if row < len(self._rows):
+            self._rows[row] = last
 
     def close(self) -> None:
         self.is_closed = True
 
-    def _run(self, slots: Sequence[int]) -> None:
-        self.began.set()
-        assert self.gate.wait(timeout=30), "the test forgot to open the gate"
-        if len(self.runs) == self._crash_at:
-            raise MemoryError("scripted crash")
-        self.runs.append(tuple(slots))
+    def _pages_of(self, row: Sequence[int]) -> int:
+        return -(-len(row) // self.page_tokens)
 
-    def _write(self, slot: int, start: int, token_ids: list[int]) -> None:
-        assert start <= len(self._cache[slot]), "positions before the first were never computed"
-        self._cache[slot][start:] = token_ids
-
-    def _logits(self, slots: Sequence[int]) -> Logits:
-        logits = np.full((len(slots), VOCABULARY), -10.0, np.float32)
-        for row, slot in enumerate(slots):
-            logits[row, self._script(tuple(self._cache[slot]))] = 10.0
+    def _logits(self, texts: Sequence[Sequence[int]]) -> Logits:
+        logits = np.full((len(texts), VOCABULARY), -10.0, np.float32)
+        for row, text in enumerate(texts):
+            logits[row, self._script(tuple(text))] = 10.0
         return logits

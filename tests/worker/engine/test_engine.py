@@ -27,7 +27,7 @@ from worker.engine.sampling import Mask
 
 GREEDY = Sampling(seed=0, temperature=0)
 PATIENCE_SECONDS = 30
-SMALL_PIECES = EngineSettings(chunk_tokens=8, step_tokens=20)
+SMALL_PIECES = EngineSettings(chunk_tokens=8)
 
 Ask = Callable[..., Prompt]
 
@@ -86,12 +86,13 @@ def workloads(draw: st.DrawFn) -> list[tuple[tuple[int, ...], int, int]]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(workloads(), st.integers(1, 5), st.integers(1, 12), st.integers(0, 20))
+@given(workloads(), st.integers(1, 5), st.integers(1, 12), st.integers(1, 4), st.booleans(), st.integers(13, 30))
 def test_every_choice_of_every_prompt_reads_as_if_it_were_written_alone(
-    workload: list[tuple[tuple[int, ...], int, int]], slots: int, chunk: int, more: int
+    workload: list[tuple[tuple[int, ...], int, int]], slots: int, chunk: int, stages: int, mixes: bool, pages: int
 ) -> None:
-    runner = FakeRunner(slots=slots)
-    with running(runner, EngineSettings(chunk_tokens=chunk, step_tokens=chunk + more)) as engine:
+    """Also where the cache is so small that rows must go back to the line."""
+    runner = FakeRunner(slots=slots, stages=stages, mixes=mixes, pages=pages)
+    with running(runner, EngineSettings(chunk_tokens=chunk)) as engine:
         futures = [
             engine.submit(greedy(token_ids, tokens_max, choices=choices)) for token_ids, tokens_max, choices in workload
         ]
@@ -108,7 +109,7 @@ def test_a_completion_tells_how_it_ended_and_what_it_cost() -> None:
         [stopped] = answer(engine.submit(greedy((1, 2, 3), 9, stop_token_ids=frozenset({stop}))))
         [cut] = answer(engine.submit(greedy((1, 2, 3), 4, stop_token_ids=frozenset({stop}))))
     assert stopped == Completion(text[:4], FinishReason.STOP, 3, cached_tokens=0, output_tokens=5)
-    assert cut == Completion(text[:4], FinishReason.LENGTH, 3, cached_tokens=0, output_tokens=4)
+    assert cut == Completion(text[:4], FinishReason.LENGTH, 3, cached_tokens=2, output_tokens=4)
 
 
 def test_without_a_limit_a_choice_is_written_until_the_context_is_full() -> None:
@@ -145,7 +146,7 @@ def test_sampled_choices_differ_from_each_other_and_repeat_themselves() -> None:
         others = [engine.submit(greedy([n, n + 1], 7)) for n in range(9)]
         crowded = answer(engine.submit(prompt))
         wait(others, timeout=PATIENCE_SECONDS)
-    assert crowded == alone
+    assert [choice.token_ids for choice in crowded] == [choice.token_ids for choice in alone]
     assert len({choice.token_ids for choice in alone}) == 6
 
 
@@ -153,9 +154,47 @@ def test_choices_that_share_a_wave_share_one_prefill() -> None:
     runner = FakeRunner(slots=8)
     with running(runner) as engine:
         answer(engine.submit(greedy((1, 2, 3), 4, choices=5)))
-    assert runner.runs[0] == (0,)
-    assert runner.copies[:4] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert runner.steps == [(3, 0), (0, 5), (0, 5), (0, 5)]
     assert engine.progress.prompt_tokens == 3
+
+
+def test_a_prompt_that_begins_like_another_is_computed_from_where_they_differ() -> None:
+    runner = FakeRunner(slots=1, stages=1)
+    shared = tuple(range(20))
+    with running(runner, EngineSettings(chunk_tokens=100)) as engine:
+        answers = [answer(engine.submit(greedy((*shared, 30 + n, 7), 4)))[0] for n in range(3)]
+    assert [one.cached_tokens for one in answers] == [0, 20, 20]
+    assert [one.token_ids for one in answers] == [reference((*shared, 30 + n, 7), 4) for n in range(3)]
+    assert [tokens for tokens, _ in runner.steps if tokens] == [22, 2, 2]
+
+
+def test_two_groups_that_take_turns_keep_a_stage_each() -> None:
+    runner = FakeRunner(slots=2, stages=2)
+    groups = (tuple(range(20)), tuple(range(20, 40)))
+    engine = Engine(runner, EngineSettings(chunk_tokens=100))
+    futures = [engine.submit(greedy((*groups[n % 2], n), 3)) for n in range(12)]
+    engine.start()
+    engine.stop(drain_seconds=PATIENCE_SECONDS)
+    assert sum(answer(future)[0].cached_tokens for future in futures) == 10 * 20
+
+
+def test_rows_for_which_there_is_no_page_go_back_to_the_line_and_lose_nothing() -> None:
+    runner = FakeRunner(slots=4, pages=13)  # four rows of 40 tokens need 40
+    with running(runner, EngineSettings(chunk_tokens=100)) as engine:
+        wait([engine.submit(greedy((1,), 1)) for _ in range(80)])  # answers are expected to be short from here on
+        futures = [engine.submit(greedy((n, n), 38)) for n in range(4)]
+        assert [answer(future)[0].token_ids for future in futures] == [reference((n, n), 38) for n in range(4)]
+    assert runner.fullest > 1
+
+
+def test_a_step_that_mixes_writes_rows_while_a_prompt_is_computed() -> None:
+    runner = FakeRunner(slots=2, stages=1)
+    with running(runner, EngineSettings(chunk_tokens=4)) as engine:
+        runner.gate.clear()
+        futures = [engine.submit(greedy((1, 2), 9)), engine.submit(greedy([3] * 20, 1))]
+        runner.gate.set()
+        wait(futures, timeout=PATIENCE_SECONDS)
+    assert runner.steps[1:6] == [(4, 1)] * 5
 
 
 def test_a_lower_priority_number_enters_first_and_equals_keep_their_order() -> None:
@@ -233,7 +272,7 @@ def test_a_cancelled_prompt_leaves_and_its_slots_serve_others() -> None:
     with pytest.raises(CancelledError):
         running_one.result()
     assert watcher.finishes == 3
-    assert len(runner.runs) < 20
+    assert len(runner.steps) < 20
 
 
 def test_a_cancel_after_the_answer_changes_nothing() -> None:
@@ -300,7 +339,7 @@ def test_progress_counts_what_was_read_and_written() -> None:
         engine.stop(drain_seconds=PATIENCE_SECONDS)
         progress = engine.progress
     assert (progress.prompt_tokens, progress.output_tokens) == (50, 30)
-    assert progress.steps == len(runner.runs)
+    assert progress.steps == len(runner.steps)
     assert 0 < progress.runner_seconds < progress.busy_seconds
     assert progress.beat_at > before.beat_at
     assert (progress.waiting, progress.running) == (0, 0)

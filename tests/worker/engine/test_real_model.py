@@ -14,13 +14,12 @@ import pytest
 from tests import tiny_model
 from worker.engine import Completion, EngineSettings, EngineStopped, FinishReason, Prompt, Sampling, load
 from worker.engine.loading import open_runner
-from worker.engine.runner import Span
-from worker.engine.slot_runner import SlotRunner
+from worker.engine.runner import Runner, Span
 from worker.model.folder import ModelFolder
 
 GREEDY = Sampling(seed=0, temperature=0)
 MARGIN = 1e-3
-KNOBS = EngineSettings(threads=1, context_tokens_max=96, slots_max=8, chunk_tokens=24, step_tokens=64)
+KNOBS = EngineSettings(threads=1, context_tokens_max=96, slots_max=8, chunk_tokens=24)
 PATIENCE_SECONDS = 60
 
 Tokens = tuple[int, ...]
@@ -32,13 +31,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 
 @pytest.fixture(scope="module")
-def alone(model: ModelFolder) -> Iterator[SlotRunner]:
+def alone(model: ModelFolder) -> Iterator[Runner]:
     runner = open_runner(model, KNOBS)
     yield runner
     runner.close()
 
 
-def test_200_prompts_of_any_length_are_each_written_as_alone(model: ModelFolder, alone: SlotRunner) -> None:
+def test_200_prompts_of_any_length_are_each_written_as_alone(model: ModelFolder, alone: Runner) -> None:
     random = np.random.default_rng(7)
     prompts = _prompts(random, 200, longest=80, vocabulary=model.spec.vocabulary)
     limits = random.integers(1, 30, len(prompts)).tolist()
@@ -48,7 +47,7 @@ def test_200_prompts_of_any_length_are_each_written_as_alone(model: ModelFolder,
     assert compared > 0.9 * sum(min(limit, 96 - len(p)) for p, limit in zip(prompts, limits, strict=True))
 
 
-def test_a_prompt_is_written_the_same_alone_and_among_31(model: ModelFolder, alone: SlotRunner) -> None:
+def test_a_prompt_is_written_the_same_alone_and_among_31(model: ModelFolder, alone: Runner) -> None:
     prompts = _prompts(np.random.default_rng(8), 32, longest=60, vocabulary=model.spec.vocabulary)
     crowd = replace(KNOBS, slots_max=32)
     for prompt, [completion] in zip(prompts, _answers(model, prompts, [20] * 32, crowd), strict=True):
@@ -65,11 +64,11 @@ def test_sampled_choices_are_the_same_alone_and_among_others(model: ModelFolder)
         single = engine.submit(Prompt(prompts[0], wanted, 12, choices=5)).result(PATIENCE_SECONDS)
         futures = [engine.submit(Prompt(prompt, wanted, 12, choices=5)) for prompt in prompts]
         crowded = [future.result(PATIENCE_SECONDS) for future in futures]
-    assert crowded[0] == single
+    assert [choice.token_ids for choice in crowded[0]] == [choice.token_ids for choice in single]
     assert len({choice.token_ids for choice in single}) == 5
 
 
-def test_choices_of_one_prompt_read_on_from_one_prefill(model: ModelFolder, alone: SlotRunner) -> None:
+def test_choices_of_one_prompt_read_on_from_one_prefill(model: ModelFolder, alone: Runner) -> None:
     [prompt] = _prompts(np.random.default_rng(10), 1, longest=60, vocabulary=model.spec.vocabulary)
     with load(model, KNOBS) as engine:
         choices = engine.submit(Prompt(prompt, GREEDY, 10, choices=4)).result(PATIENCE_SECONDS)
@@ -79,23 +78,15 @@ def test_choices_of_one_prompt_read_on_from_one_prefill(model: ModelFolder, alon
 
 
 @pytest.mark.parametrize("pieces", [[1, 49], [20, 13, 17], [49, 1], [5] * 10])
-def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(alone: SlotRunner, pieces: list[int]) -> None:
+def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(alone: Runner, pieces: list[int]) -> None:
     prompt = np.random.default_rng(11).integers(0, alone.vocabulary, 50)
-    whole = alone.prefill([Span(0, 0, prompt, ends_prompt=True)]).copy()
+    whole = alone.step(Span(0, 0, prompt, ends_prompt=True), []).copy()
     start = 0
     for length in pieces:
-        span = Span(5, start, prompt[start : start + length], ends_prompt=start + length == 50)
-        logits = alone.prefill([span])
+        span = Span(1, start, prompt[start : start + length], ends_prompt=start + length == 50)
+        logits = alone.step(span, [])
         start += length
     np.testing.assert_allclose(logits, whole, atol=1e-4)
-
-
-def test_first_prompts_padded_into_one_run_give_the_logits_of_each_alone(alone: SlotRunner) -> None:
-    random = np.random.default_rng(12)
-    prompts = [random.integers(0, alone.vocabulary, length) for length in (30, 33, 36)]
-    singles = [alone.prefill([Span(7, 0, prompt, ends_prompt=True)])[0].copy() for prompt in prompts]
-    together = alone.prefill([Span(2 + row, 0, prompt, ends_prompt=True) for row, prompt in enumerate(prompts)])
-    np.testing.assert_allclose(together, singles, atol=1e-4)
 
 
 def test_an_engine_that_has_ended_refuses_prompts(model: ModelFolder) -> None:
@@ -105,7 +96,7 @@ def test_an_engine_that_has_ended_refuses_prompts(model: ModelFolder) -> None:
         engine.submit(Prompt((1, 2), GREEDY))
 
 
-def test_a_cancelled_prompt_leaves_the_others_as_they_are(model: ModelFolder, alone: SlotRunner) -> None:
+def test_a_cancelled_prompt_leaves_the_others_as_they_are(model: ModelFolder, alone: Runner) -> None:
     prompts = _prompts(np.random.default_rng(13), 12, longest=40, vocabulary=model.spec.vocabulary)
     with load(model, KNOBS) as engine:
         futures = [engine.submit(Prompt(prompt, GREEDY, 25)) for prompt in prompts]
@@ -128,13 +119,13 @@ def _answers(
         return [future.result(PATIENCE_SECONDS) for future in futures]
 
 
-def _compare(alone: SlotRunner, prompt: Tokens, limit: int, completion: Completion) -> int:
+def _compare(alone: Runner, prompt: Tokens, limit: int, completion: Completion) -> int:
     """Hold a completion against the reference; how many of its tokens were sure enough to be compared."""
     assert completion.finish_reason is FinishReason.LENGTH
     assert len(completion.token_ids) == min(limit, alone.context_tokens - len(prompt))
     text = list(prompt)
     for compared, token in enumerate(completion.token_ids):
-        [logits] = alone.prefill([Span(0, 0, np.array(text), ends_prompt=True)])
+        [logits] = alone.step(Span(0, 0, np.array(text), ends_prompt=True), [])
         second, best = np.partition(logits, -2)[-2:]
         if best - second < MARGIN:
             return compared

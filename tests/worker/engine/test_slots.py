@@ -1,11 +1,7 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from worker.engine import OutOfSlots
-from worker.engine.runner import Span
-from worker.engine.slot_runner import RUN_TOKENS, runs
 from worker.engine.slots import HostSlots, Layout
 
 LAYOUT = Layout(layers=3, kv_heads=2, head_size=4, length=10, element=np.dtype(np.float32))
@@ -34,37 +30,6 @@ def test_a_copy_takes_the_first_positions_of_every_head_and_layer_and_nothing_el
         assert np.array_equal(array[0, :, :7], was[2, :, :7])
         assert np.array_equal(array[0, :, 7:], was[0, :, 7:])
         assert np.array_equal(array[1:], was[1:])
-
-
-@st.composite
-def spans(draw: st.DrawFn) -> list[Span]:
-    slots = sorted(draw(st.sets(st.integers(0, 20), min_size=1)))
-    return [
-        Span(
-            slot,
-            draw(st.sampled_from([0, 0, 0, 8])),
-            np.zeros(draw(st.integers(1, 40)), np.int64),
-            draw(st.booleans()),
-        )
-        for slot in slots
-    ]
-
-
-@given(spans())
-def test_runs_keep_every_span_in_order_and_follow_the_rules_of_the_operator(wanted: list[Span]) -> None:
-    groups = runs(wanted)
-    assert [span for group in groups for span in group] == wanted
-    for group in groups:
-        assert len(group) == 1 or all(span.start == 0 for span in group)
-        assert [span.slot for span in group] == [group[0].slot + row for row in range(len(group))]
-        tokens = [len(span.token_ids) for span in group]
-        assert len(group) * max(tokens) - sum(tokens) <= RUN_TOKENS * (len(group) - 1)
-
-
-def test_first_prompts_of_like_length_in_neighbouring_slots_share_a_run() -> None:
-    lengths = {0: 20, 1: 22, 2: 40, 4: 40, 5: 200}
-    groups = runs([Span(slot, 0, np.zeros(length, np.int64), True) for slot, length in lengths.items()])
-    assert [[span.slot for span in group] for group in groups] == [[0, 1], [2], [4], [5]]
 
 
 def _pointer(address: int):  # type: ignore[no-untyped-def]

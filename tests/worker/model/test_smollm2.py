@@ -16,29 +16,29 @@ def expected() -> Any:
     return json.loads(Path(__file__).with_name("expected_tokens.json").read_text("utf-8"))
 
 
-def test_greedy_answers_equal_those_of_transformers_token_for_token(smollm2: ModelFolder) -> None:
+def test_greedy_answers_equal_those_of_transformers_token_for_token(smollm2_fp32: ModelFolder) -> None:
     answers = expected()["answers"]
-    loop = GraphLoop(smollm2, slots=len(answers), room=384)
+    loop = GraphLoop(smollm2_fp32, slots=len(answers), room=384)
     found = loop.greedy([answer["prompt_ids"] for answer in answers], tokens=64)
     assert len(answers) == 20
     assert [answer["answer_ids"] for answer in answers] == found
 
 
-def test_prompts_become_the_ids_that_transformers_gives_them(smollm2: ModelFolder) -> None:
-    tokenizer = smollm2.tokenizer()
+def test_prompts_become_the_ids_that_transformers_gives_them(smollm2_fp32: ModelFolder) -> None:
+    tokenizer = smollm2_fp32.tokenizer()
     for answer in expected()["answers"]:
         assert tokenizer.encode_template(answer["rendered"]) == answer["prompt_ids"]
 
 
-def test_the_stored_template_renders_as_in_transformers(smollm2: ModelFolder) -> None:
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(smollm2.chat_template())
+def test_the_stored_template_renders_as_in_transformers(smollm2_fp32: ModelFolder) -> None:
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(smollm2_fp32.chat_template())
     for answer in expected()["answers"]:
         rendered = template.render(messages=answer["messages"], add_generation_prompt=True)
         assert rendered == answer["rendered"]
 
 
-def test_texts_become_the_ids_that_transformers_gives_them(smollm2: ModelFolder) -> None:
-    tokenizer = smollm2.tokenizer()
+def test_texts_become_the_ids_that_transformers_gives_them(smollm2_fp32: ModelFolder) -> None:
+    tokenizer = smollm2_fp32.tokenizer()
     control = [token for index in tokenizer.special_token_ids if (token := tokenizer.token_text(index))]
     for case in expected()["texts"]:
         text = case["text"]
@@ -46,20 +46,20 @@ def test_texts_become_the_ids_that_transformers_gives_them(smollm2: ModelFolder)
         assert tokenizer.encode_template(tokenizer.shield(text) if is_plain else text) == case["ids"], text
 
 
-def test_every_text_comes_back_from_its_ids(smollm2: ModelFolder) -> None:
-    tokenizer = smollm2.tokenizer()
+def test_every_text_comes_back_from_its_ids(smollm2_fp32: ModelFolder) -> None:
+    tokenizer = smollm2_fp32.tokenizer()
     for case in expected()["texts"]:
         assert tokenizer.decode(tokenizer.encode_plain(case["text"])) == case["text"]
 
 
-def test_every_numeric_sign_is_a_word_of_its_own(smollm2: ModelFolder) -> None:
-    tokenizer = smollm2.tokenizer()
+def test_every_numeric_sign_is_a_word_of_its_own(smollm2_fp32: ModelFolder) -> None:
+    tokenizer = smollm2_fp32.tokenizer()
     assert [tokenizer.token_text(index) for index in tokenizer.encode_plain("a 12 ½")] == [*"a 12 ½"]
 
 
-def test_an_answer_ends_at_the_end_of_a_turn_or_of_a_text(smollm2: ModelFolder) -> None:
-    tokenizer = smollm2.tokenizer()
-    assert {tokenizer.token_text(index) for index in smollm2.spec.eos_token_ids} == {
+def test_an_answer_ends_at_the_end_of_a_turn_or_of_a_text(smollm2_fp32: ModelFolder) -> None:
+    tokenizer = smollm2_fp32.tokenizer()
+    assert {tokenizer.token_text(index) for index in smollm2_fp32.spec.eos_token_ids} == {
         "<|im_end|>",
         "<|endoftext|>",
     }

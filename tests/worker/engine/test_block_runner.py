@@ -1,0 +1,119 @@
+"""The 8-bit graph on blocks: near fp32, and bit for bit the same whatever runs beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests import tiny_model
+from worker.engine.block_runner import BlockRunner
+from worker.engine.engine import Engine
+from worker.engine.loading import open_runner
+from worker.engine.prompt import Prompt
+from worker.engine.quality import compare
+from worker.engine.runner import Span
+from worker.engine.sampling import Logits, Sampling
+from worker.engine.settings import EngineSettings
+from worker.model.folder import ModelFolder
+from worker.model.precision import Precision
+
+KNOBS = EngineSettings(threads=2, context_tokens_max=512, slots_max=24, stages=3, kv_bytes_max=2**30)
+PATIENCE_SECONDS = 60
+
+TokenIds = npt.NDArray[np.int64]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return tiny_model.write(tmp_path_factory.mktemp("eighths") / "tiny", precision=Precision.INT8)
+
+
+@pytest.fixture
+def runner(model: ModelFolder) -> Iterator[BlockRunner]:
+    opened = open_runner(model, KNOBS)
+    assert isinstance(opened, BlockRunner)
+    yield opened
+    opened.close()
+
+
+def text(length: int, seed: int = 0) -> TokenIds:
+    return np.random.default_rng([length, seed]).integers(0, tiny_model.SPEC.vocabulary, length)
+
+
+def compute(runner: BlockRunner, prompt: TokenIds, pieces: list[int], stage: int = 0) -> Logits:
+    assert sum(pieces) == len(prompt)
+    start = 0
+    for length in pieces:
+        span = Span(stage, start, prompt[start : start + length], ends_prompt=start + length == len(prompt))
+        logits = runner.step(span, [])
+        start += length
+    last: Logits = logits[0].copy()
+    return last
+
+
+def test_it_changes_a_model_little(tmp_path: Path, model: ModelFolder) -> None:
+    reference = tiny_model.write(tmp_path / "reference")
+    runners = [open_runner(folder, KNOBS) for folder in (model, reference)]
+    quality = compare(runners[0], runners[1], text(8 * 200), stretches=8, progress=lambda *_: None)
+    assert quality.tokens == 8 * 135
+    assert quality.same_top > 0.8
+    assert quality.divergence < 0.05
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128, 129, 300])
+def test_pieces_of_any_length_give_the_bits_of_the_whole(runner: BlockRunner, length: int) -> None:
+    prompt = text(length)
+    whole = compute(runner, prompt, [length])
+    for first in {1, 2, 43, 64, 129, 171, 257} & set(range(1, length)):
+        assert np.array_equal(compute(runner, prompt, [first, length - first], stage=1), whole), first
+
+
+@pytest.mark.parametrize("length", [1, 62, 63, 64, 127, 300])
+def test_a_row_is_written_bit_for_bit_alike_alone_and_in_a_crowd_that_comes_and_goes(
+    runner: BlockRunner, length: int
+) -> None:
+    prompt, steps = text(length), 70
+    compute(runner, prompt, [length])
+    runner.place(0, length)
+    alone = [runner.step(None, [step])[0].copy() for step in range(steps)]
+    runner.remove(0)
+
+    crowd = [20, 64, 65, 250, 129, 7, 63]
+    for other in crowd:
+        compute(runner, text(other), [other], stage=1)
+        runner.place(1, other)
+    compute(runner, prompt, [length])
+    row, rows = runner.place(0, length), len(crowd) + 1
+    for step in range(steps):
+        if step in {10, 33} and row:  # the row before goes, and the last takes its number
+            runner.remove(0)
+            rows -= 1
+            row = 0 if row == rows else row
+        if step == 50:
+            compute(runner, text(90), [90], stage=1)
+            rows = runner.place(1, 90) + 1
+        span = Span(2, 0, text(30 + step), ends_prompt=True) if step % 3 == 0 else None
+        logits = runner.step(span, [step] * rows)
+        assert np.array_equal(logits[row + (span is not None)], alone[step]), step
+
+
+def test_an_answer_is_the_same_with_and_without_neighbours_a_prefix_or_another_chunk(model: ModelFolder) -> None:
+    shared = text(100, seed=1).tolist()
+    prompts = [[*shared, *text(20 + 7 * n, seed=2).tolist()] for n in range(10)]
+    sampling = Sampling(seed=4, temperature=0.9)
+
+    def answers(asked: list[list[int]], chunk_tokens: int, slots: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+        knobs = EngineSettings(threads=2, context_tokens_max=512, slots_max=slots, chunk_tokens=chunk_tokens)
+        with Engine(open_runner(model, knobs), knobs) as engine:
+            futures = [engine.submit(Prompt(prompt, sampling, 30)) for prompt in asked]
+            done = [future.result(PATIENCE_SECONDS)[0] for future in futures]
+        if len(asked) > 1:
+            assert sum(one.cached_tokens for one in done) >= 100 * (len(asked) - 1)
+        return {tuple(prompt): one.token_ids for prompt, one in zip(asked, done, strict=True)}
+
+    crowded = answers(prompts, chunk_tokens=512, slots=16)
+    assert answers(prompts[::-1], chunk_tokens=33, slots=3) == crowded
+    for prompt in prompts[:3]:
+        assert answers([prompt], chunk_tokens=77, slots=1)[tuple(prompt)] == crowded[tuple(prompt)]

@@ -1,0 +1,436 @@
+"""A model in 8 bits for the CPU, as an ONNX graph that decodes many rows and prefills one prompt in one run.
+
+A run has N tokens: first one token for each of R rows that are being written (R >= 1), then S tokens of a
+prompt (S >= 1). The linear layers see them all at once. The rows attend to keys and values in blocks of
+`BLOCK` tokens in 8 bits, the prompt to a stage: keys and values of one sequence in float32.
+
+    input_ids                    int64 [N]
+    position_ids                 int64 [1, N]
+    split                        int64 [2]          R and S
+    logits_indices               int64 [W]          which of the N tokens want logits, W >= 1
+    block_rows                   int64 [B]          whose the blocks are
+    block_lengths                int64 [B, 1, 1, 1] how many tokens each holds; 0 in block 0, which is nobody's
+    row_blocks                   int64 [R, C]       each row's blocks in the order of the text, padded with 0
+    seqlens_k                    int32 [1]          the stage's tokens after this run, minus 1
+    total_sequence_length        int32 []           seqlens_k + 1
+    stage.{i}.key                float32 [1, kv_heads, L, head_size], and .value
+    blocks.{i}.key               uint8 [B, kv_heads, head_size, BLOCK]
+    blocks.{i}.value             uint8 [B, kv_heads, BLOCK, head_size]
+    blocks.{i}.key_scale         float32 [B, kv_heads, 1, BLOCK], and .value_scale
+    logits                       float32 [W, vocabulary]
+    present.{i}.key              as stage.{i}.key, and .value: bind each to the memory of its stage
+    new                          uint8 [layers * N, heads + 2 * kv_heads, head_size]: behind the queries, the keys
+                                 and values that go into blocks
+    new_scale                    float32 [layers * N, heads + 2 * kv_heads]
+
+Numbers in 8 bits are unsigned with the zero at 128. Weights have one scale an output channel, activations one
+a token: the tokens before the gate and the lm_head, whose norm has just made them alike, a fixed one.
+
+Each token's result depends on its own sequence alone, bit for bit: integer products are exact, and the float
+sums run over a token's own channels or, block after block, over its own text. Two conditions: `C` is 1 more than
+a multiple of 4, because the reduction adds in fours, and so adds only zeros at the end; and S is even, because
+GroupQueryAttention takes another path for the last token of an odd number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, ValueInfoProto, helper
+
+from worker.model.onnx_file import MICROSOFT, OnnxFile
+from worker.model.rotation import hadamard, rotated, turn_inside
+from worker.model.spec import ModelSpec
+from worker.model.weights import LayerWeights, Tensor, Weights
+
+BLOCK: Final = 64
+"""Tokens in a block."""
+
+_NORMED_MAX: Final = 4.25
+"""Standard deviations of a normed and turned token that its 8 bits cover; what lies beyond is cut."""
+_TURN_INSIDE: Final = 64
+"""Channels that are turned together before the last linear layer of a feed-forward."""
+_NOTHING: Final = -1e30
+"""The score of a token that is not there."""
+_VECTOR: Final = 16
+"""Numbers that a processor adds at once, at most. What fills no vector would be added in another order."""
+_TINY: Final = 1e-20
+
+
+def write(spec: ModelSpec, weights: Weights, folder: Path) -> None:
+    """Write model.onnx and model.onnx.data into the folder, one layer in memory at a time."""
+    spec, weights = rotated(spec, weights)
+    with OnnxFile(folder) as file:
+        _Decoder(file, spec).write(weights)
+        file.save(_inputs(spec), _outputs(spec))
+
+
+def quantized(weight: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
+    """A linear layer [outputs, inputs] in 8 bits [inputs, outputs], and the scale [outputs] of each output.
+
+    Unsigned like the activations: where a processor has no instruction for products of 8 bits, ONNX Runtime
+    multiplies signed weights with sums of 16 bits that overflow, which cost more than all the rounding.
+    """
+    scale: Tensor = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
+    return (np.rint(weight.T / scale) + 128).astype(np.uint8), scale
+
+
+@dataclass(frozen=True, slots=True)
+class _Eighths:
+    """A tensor in 8 bits: value, and the scale by which to multiply it."""
+
+    value: str
+    scale: str
+
+
+@dataclass(frozen=True, slots=True)
+class _BlocksAttention:
+    """Of each block and head: the highest score [B, heads], the sum of exponentials relative to it [B, heads],
+    and the values mixed by them, in integers [B * heads, head_size], with their scale [B, heads].
+    """
+
+    peak: str
+    total: str
+    mixed: str
+    scale: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """Writes the nodes of one model; the names of values are `{place}.{what}`."""
+
+    file: OnnxFile
+    spec: ModelSpec
+
+    def write(self, weights: Weights) -> None:
+        self._constants()
+        self._mask()
+        embedding = self.file.weight("embedding.weight", weights.embedding())
+        total = self.file.node("Gather", [embedding, "input_ids"], "embedding.output")
+        delta = ""
+        for index in range(self.spec.layers):
+            total, delta = self._layer(index, weights.layer(index), total, delta)
+        normed, _ = self._norm("final_norm", total, delta)
+        self._linear("logits", self._normed_eighths("lm_head.input", normed), weights.lm_head())
+        for name in ("new", "new_scale"):
+            layers = [f"layers.{index}.{name}" for index in range(self.spec.layers)]
+            self.file.node("Concat", layers, name, axis=0)
+
+    def _layer(self, index: int, layer: LayerWeights, total: str, delta: str) -> tuple[str, str]:
+        place = f"layers.{index}"
+        normed, total = self._norm(f"{place}.attention_norm", total, delta)
+        attended = self._attention(index, normed, layer)
+        if index == self.spec.layers - 1:
+            # From here on each token stands alone, so go on with those that want logits.
+            total = self.file.node("Gather", [total, "logits_indices"], "rows.total")
+            attended = self.file.node("Gather", [attended, "logits_indices"], "rows.attended")
+        normed, total = self._norm(f"{place}.feed_forward_norm", total, attended)
+        return total, self._feed_forward(f"{place}.feed_forward", normed, layer)
+
+    def _attention(self, index: int, normed: str, layer: LayerWeights) -> str:
+        place, node = f"layers.{index}", self.file.node
+        # Attention's own factor goes into the queries; it is a power of 2 for the usual sizes of heads.
+        query = layer.query * np.float32(self.spec.head_size**-0.5)
+        qkv = self._scaled_linear(f"{place}.qkv", normed, np.concatenate([query, layer.key, layer.value]))
+        turning, value = f"{place}.query_key", f"{place}.value"
+        self.file.nodes("Split", [qkv, "turning_sizes"], [turning, value], axis=1)
+        turned = node("Concat", [self._rotary(turning), value], f"{place}.turned", axis=1)
+        heads = node("Reshape", [turned, "shape_vectors"], f"{place}.heads")
+        eighths = self._eighths(f"{place}.heads", heads)
+        by_token = node("Reshape", [eighths.value, "shape_tokens"], f"{place}.new")
+        scales = node("Reshape", [eighths.scale, "shape_token_scales"], f"{place}.new_scale")
+
+        of_rows, of_prompt = f"{place}.turned.rows", f"{place}.turned.prompt"
+        self.file.nodes("Split", [turned, "split"], [of_rows, of_prompt], axis=0)
+        rows = self._rows_attention(index, of_rows, _Eighths(by_token, scales))
+        prompt = self._prompt_attention(index, of_prompt)
+        mixed = node("Concat", [rows, prompt], f"{place}.mixed", axis=0)
+        return self._scaled_linear(f"{place}.output", mixed, layer.output)
+
+    def _prompt_attention(self, index: int, turned: str) -> str:
+        """[S, heads * head_size] over the stage and the prompt itself, in float32."""
+        place = f"layers.{index}.prompt"
+        batch = self.file.node("Unsqueeze", [turned, "axis_0"], f"{place}.turned")
+        self.file.nodes(
+            "GroupQueryAttention",
+            [batch, "", "", f"stage.{index}.key", f"stage.{index}.value", "seqlens_k", "total_sequence_length"],
+            [f"{place}.batch", f"present.{index}.key", f"present.{index}.value"],
+            MICROSOFT,
+            num_heads=self.spec.heads,
+            kv_num_heads=self.spec.kv_heads,
+            scale=1.0,
+        )
+        return self.file.node("Squeeze", [f"{place}.batch", "axis_0"], place)
+
+    def _rows_attention(self, index: int, turned: str, eighths: _Eighths) -> str:
+        """[R, heads * head_size] over the rows' blocks and their new tokens.
+
+        Each block has a softmax of its own; `weight` brings them to a common maximum, and the new token is
+        one more block, in float32.
+        """
+        place, node = f"layers.{index}.rows", self.file.node
+        blocks = self._blocks_attention(index, eighths)
+        self_score, self_value = self._self_attention(place, turned)
+        peaks = node("Gather", [blocks.peak, "row_blocks"], f"{place}.peaks")
+        summit = node("ReduceMax", [peaks, "axis_1"], f"{place}.blocks_summit", keepdims=0)
+        summit = node("Max", [summit, self_score], f"{place}.summit")
+        summits = node("Gather", [summit, "block_rows"], f"{place}.summits")
+        weight = node("Exp", [node("Sub", [blocks.peak, summits], f"{place}.distance")], f"{place}.weight")
+        self_weight = node("Exp", [node("Sub", [self_score, summit], f"{place}.self_distance")], f"{place}.self_weight")
+
+        totals = node("Mul", [blocks.total, weight], f"{place}.totals")
+        padded = node("Pad", [totals, "head_padding"], f"{place}.totals.padded")
+        sums = self._row_sums(f"{place}.sums", padded)
+        sums = node("Slice", [sums, "start_0", "heads", "axis_1"], f"{place}.sums.heads")
+        denominator = node("Add", [sums, self_weight], f"{place}.denominator")
+        scales = node("Mul", [blocks.scale, weight], f"{place}.scales")
+        scales = node("Reshape", [scales, "shape_flat"], f"{place}.scales_flat")
+        floats = node("DequantizeLinear", [blocks.mixed, scales], f"{place}.floats", axis=0)
+        by_head = node("Reshape", [floats, "shape_heads"], f"{place}.by_head")
+        self_column = node("Unsqueeze", [self_weight, "axis_2"], f"{place}.self_column")
+        self_part = node("Mul", [self_value, self_column], f"{place}.self")
+        numerator = node("Add", [self._row_sums(f"{place}.mixes", by_head), self_part], f"{place}.numerator")
+        column = node("Unsqueeze", [denominator, "axis_2"], f"{place}.denominator_column")
+        divided = node("Div", [numerator, column], f"{place}.divided")
+        return node("Reshape", [divided, "shape_mixed"], f"{place}.mixed")
+
+    def _row_sums(self, place: str, of_blocks: str) -> str:
+        """Add what belongs to the blocks [B, ...] of each row, which fills whole vectors of the processor."""
+        gathered = self.file.node("Gather", [of_blocks, "row_blocks"], f"{place}.gathered")
+        return self.file.node("ReduceSum", [gathered, "axis_1"], place, keepdims=0)
+
+    def _blocks_attention(self, index: int, eighths: _Eighths) -> _BlocksAttention:
+        place, node = f"layers.{index}.blocks", self.file.node
+        blocks = f"blocks.{index}"
+        queries = self._of_blocks(f"{place}.queries", eighths.value, "shape_groups")
+        scales = self._of_blocks(f"{place}.query_scales", eighths.scale, "shape_flat")
+        products = node("MatMulInteger", [queries, f"{blocks}.key", "zero_point", "zero_point"], f"{place}.products")
+        lines = node("Reshape", [products, "shape_lines"], f"{place}.products.lines")
+        scaled = node("DequantizeLinear", [lines, scales], f"{place}.scaled", axis=0)
+        scaled = node("Reshape", [scaled, "shape_scores"], f"{place}.scaled.by_group")
+        scores = node("Mul", [scaled, f"{blocks}.key_scale"], f"{place}.unmasked")
+        scores = node("Add", [scores, "mask"], f"{place}.scores")
+        peak = node("ReduceMax", [scores, "axis_last"], f"{place}.peak.kept", keepdims=1)
+        weights = node("Exp", [node("Sub", [scores, peak], f"{place}.distance")], f"{place}.weights")
+        total = node("ReduceSum", [weights, "axis_last"], f"{place}.total.kept", keepdims=1)
+
+        # The values' scales go into the weights, relative to the block's largest so that 8 bits stay in use.
+        largest = node("ReduceMax", [f"{blocks}.value_scale", "axis_last"], f"{place}.largest", keepdims=1)
+        relative = node("Div", [f"{blocks}.value_scale", largest], f"{place}.relative")
+        weighted = node("Mul", [weights, relative], f"{place}.weighted")
+        weights8 = node("QuantizeLinear", [weighted, "weight_scale", "no_zero_point"], f"{place}.weights8")
+        mixed = node("MatMulInteger", [weights8, f"{blocks}.value", "no_zero_point", "zero_point"], f"{place}.mixed")
+        return _BlocksAttention(
+            peak=node("Reshape", [peak, "shape_by_head"], f"{place}.peak"),
+            total=node("Reshape", [total, "shape_by_head"], f"{place}.total"),
+            mixed=node("Reshape", [mixed, "shape_vectors"], f"{place}.mixed.vectors"),
+            scale=node(
+                "Reshape",
+                [node("Mul", [largest, "weight_scales"], f"{place}.scale.kept"), "shape_by_head"],
+                f"{place}.scale",
+            ),
+        )
+
+    def _of_blocks(self, place: str, of_tokens: str, shape: str) -> str:
+        """The part of the queries' heads, for each block that of its row."""
+        gathered = self.file.node("Gather", [of_tokens, "block_rows"], f"{place}.gathered")
+        queries = self.file.node("Slice", [gathered, "start_0", "heads", "axis_1"], f"{place}.sliced")
+        return self.file.node("Reshape", [queries, shape], place)
+
+    def _self_attention(self, place: str, turned: str) -> tuple[str, str]:
+        """Of each row's new token: its score [R, heads] and its value for each head [R, heads, head_size]."""
+        node = self.file.node
+        query, key, value = f"{place}.query", f"{place}.key", f"{place}.value"
+        self.file.nodes("Split", [turned, "qkv_sizes"], [query, key, value], axis=1)
+        groups = node("Reshape", [query, "shape_groups"], f"{place}.query.groups")
+        keys = node("Reshape", [key, "shape_kv_column"], f"{place}.key.column")
+        products = node("Mul", [groups, keys], f"{place}.self_products")
+        score = node("ReduceSum", [products, "axis_last"], f"{place}.self_sum", keepdims=0)
+        score = node("Reshape", [score, "shape_by_head"], f"{place}.self_score")
+        column = node("Reshape", [value, "shape_kv_column"], f"{place}.value.column")
+        wide = node("Tile", [column, "group_repeats"], f"{place}.value.wide")
+        return score, node("Reshape", [wide, "shape_heads"], f"{place}.self_value")
+
+    def _feed_forward(self, place: str, normed: str, layer: LayerWeights) -> str:
+        node = self.file.node
+        eighths = self._normed_eighths(f"{place}.input", normed)
+        gate = self._linear(f"{place}.gate", eighths, layer.gate)
+        up = self._linear(f"{place}.up", eighths, layer.up)
+        # x * sigmoid(x), which ONNX Runtime has under this name.
+        activated = node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
+        gated = node("Mul", [activated, up], f"{place}.gated")
+        turn = hadamard(min(_TURN_INSIDE, self.spec.intermediate & -self.spec.intermediate))
+        stretches = node("Reshape", [gated, "shape_stretches"], f"{place}.stretches")
+        turned = node("MatMul", [stretches, "turn"], f"{place}.turned")
+        turned = node("Reshape", [turned, "shape_intermediate"], f"{place}.turned.flat")
+        return self._scaled_linear(f"{place}.down", turned, turn_inside(layer.down, turn))
+
+    def _norm(self, place: str, total: str, delta: str) -> tuple[str, str]:
+        """The normalized stream and the stream itself, its delta added."""
+        epsilon = self.spec.norm_epsilon
+        if not delta:
+            normed = self.file.node("SimplifiedLayerNormalization", [total, "ones"], place, axis=-1, epsilon=epsilon)
+            return normed, total
+        added = f"{place}.total"
+        self.file.nodes(
+            "SkipSimplifiedLayerNormalization",
+            [delta, total, "ones"],
+            [place, "", "", added],
+            MICROSOFT,
+            epsilon=epsilon,
+        )
+        return place, added
+
+    def _rotary(self, tensor: str) -> str:
+        """Rotary embedding (RoFormer, arXiv 2104.09864) of [N, any heads * head_size]."""
+        batch = self.file.node("Unsqueeze", [tensor, "axis_0"], f"{tensor}.batch")
+        inputs = [batch, "position_ids", "rotary.cos", "rotary.sin"]
+        turned = self.file.node("RotaryEmbedding", inputs, f"{tensor}.turned", MICROSOFT)
+        return self.file.node("Squeeze", [turned, "axis_0"], f"{tensor}.rotary")
+
+    def _normed_eighths(self, place: str, normed: str) -> _Eighths:
+        """8 bits for tokens that come out of a norm: one scale for all."""
+        return _Eighths(
+            self.file.node("QuantizeLinear", [normed, "normed_scale", "zero_point"], f"{place}.eighths"), "normed_scale"
+        )
+
+    def _eighths(self, place: str, tensor: str) -> _Eighths:
+        """8 bits for lines of a tensor [lines, any] with a scale each, [lines, 1].
+
+        A line of zeros has the scale 0, which makes zeros of whatever the division by it gives.
+        """
+        node = self.file.node
+        largest = node("ReduceMax", [node("Abs", [tensor], f"{place}.abs"), "axis_last"], f"{place}.max", keepdims=1)
+        step = node("Mul", [largest, "inverse_127"], f"{place}.step")
+        steps = node("Div", [tensor, step], f"{place}.steps")
+        return _Eighths(node("QuantizeLinear", [steps, "one", "zero_point"], f"{place}.eighths"), step)
+
+    def _scaled_linear(self, place: str, tensor: str, weight: Tensor) -> str:
+        """A linear layer of tokens with a scale each."""
+        eighths = self._eighths(place, tensor)
+        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), weight)
+        return self.file.node("Mul", [unscaled, eighths.scale], place)
+
+    def _linear(self, place: str, eighths: _Eighths, weight: Tensor) -> str:
+        """A linear layer of tokens with one scale; this operator writes floats at once."""
+        values, scales = quantized(weight)
+        inputs = [
+            eighths.value,
+            self.file.weight(f"{place}.weight", values),
+            eighths.scale,
+            self.file.weight(f"{place}.weight_scale", scales),
+            "zero_point",
+            "zero_point",
+        ]
+        return self.file.node("MatMulIntegerToFloat", inputs, place, MICROSOFT)
+
+    def _mask(self) -> None:
+        """[B, 1, 1, BLOCK]: 0 where a block has a token, _NOTHING where it has none."""
+        node = self.file.node
+        is_there = node("Less", ["places", "block_lengths"], "mask.is_there")
+        node("Where", [is_there, "zero", "nothing"], "mask")
+
+    def _constants(self) -> None:
+        spec, file = self.spec, self.file
+        group = spec.heads // spec.kv_heads
+        stretch = min(_TURN_INSIDE, spec.intermediate & -spec.intermediate)
+        floats = {
+            "one": 1.0,
+            "zero": 0.0,
+            "nothing": _NOTHING,
+            "inverse_127": 1 / 127,
+            "normed_scale": _NORMED_MAX / 127,
+            "weight_scale": 1 / 255,
+            "weight_scales": np.full((1, 1, group, 1), 1 / 255),
+            "ones": np.ones(spec.hidden),
+            "turn": hadamard(stretch),
+        }
+        for name, value in floats.items():
+            file.tensor(name, np.asarray(value, np.float32))
+        file.tensor("zero_point", np.array(128, np.uint8))
+        file.tensor("no_zero_point", np.array(0, np.uint8))
+        vectors = {
+            "start_0": [0],
+            "head_padding": [0, 0, 0, -spec.heads % _VECTOR],
+            "heads": [spec.heads],
+            "axis_0": [0],
+            "axis_1": [1],
+            "axis_2": [2],
+            "axis_last": [-1],
+            "places": list(range(BLOCK)),
+            "group_repeats": [1, 1, group, 1],
+            "qkv_sizes": [spec.heads * spec.head_size, *[spec.kv_heads * spec.head_size] * 2],
+            "turning_sizes": [(spec.heads + spec.kv_heads) * spec.head_size, spec.kv_heads * spec.head_size],
+            "shape_flat": [-1],
+            "shape_vectors": [-1, spec.head_size],
+            "shape_groups": [-1, spec.kv_heads, group, spec.head_size],
+            "shape_kv_column": [-1, spec.kv_heads, 1, spec.head_size],
+            "shape_by_head": [-1, spec.heads],
+            "shape_heads": [-1, spec.heads, spec.head_size],
+            "shape_mixed": [-1, spec.heads * spec.head_size],
+            "shape_lines": [-1, BLOCK],
+            "shape_scores": [-1, spec.kv_heads, group, BLOCK],
+            "shape_tokens": [-1, spec.heads + 2 * spec.kv_heads, spec.head_size],
+            "shape_token_scales": [-1, spec.heads + 2 * spec.kv_heads],
+            "shape_stretches": [-1, stretch],
+            "shape_intermediate": [-1, spec.intermediate],
+        }
+        for name, values in vectors.items():
+            file.constant(name, values)
+        exponents = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
+        frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+        angles = np.outer(np.arange(spec.context_length, dtype=np.float32), frequencies)
+        file.weight("rotary.cos", np.cos(angles))
+        file.weight("rotary.sin", np.sin(angles))
+
+
+def _inputs(spec: ModelSpec) -> list[ValueInfoProto]:
+    return [
+        _value("input_ids", TensorProto.INT64, ["tokens"]),
+        _value("position_ids", TensorProto.INT64, [1, "tokens"]),
+        _value("split", TensorProto.INT64, [2]),
+        _value("logits_indices", TensorProto.INT64, ["wanted"]),
+        _value("block_rows", TensorProto.INT64, ["blocks"]),
+        _value("block_lengths", TensorProto.INT64, ["blocks", 1, 1, 1]),
+        _value("row_blocks", TensorProto.INT64, ["rows", "row_blocks_max"]),
+        _value("seqlens_k", TensorProto.INT32, [1]),
+        _value("total_sequence_length", TensorProto.INT32, []),
+        *_stage("stage", spec),
+        *(value for index in range(spec.layers) for value in _blocks(f"blocks.{index}", spec)),
+    ]
+
+
+def _outputs(spec: ModelSpec) -> list[ValueInfoProto]:
+    heads = spec.heads + 2 * spec.kv_heads
+    return [
+        _value("logits", TensorProto.FLOAT, ["wanted", spec.vocabulary]),
+        *_stage("present", spec),
+        _value("new", TensorProto.UINT8, ["layers_tokens", heads, spec.head_size]),
+        _value("new_scale", TensorProto.FLOAT, ["layers_tokens", heads]),
+    ]
+
+
+def _stage(prefix: str, spec: ModelSpec) -> list[ValueInfoProto]:
+    shape: list[str | int | None] = [1, spec.kv_heads, "room", spec.head_size]
+    return [
+        _value(f"{prefix}.{index}.{part}", TensorProto.FLOAT, shape)
+        for index in range(spec.layers)
+        for part in ("key", "value")
+    ]
+
+
+def _blocks(place: str, spec: ModelSpec) -> list[ValueInfoProto]:
+    heads = spec.kv_heads
+    return [
+        _value(f"{place}.key", TensorProto.UINT8, ["blocks", heads, spec.head_size, BLOCK]),
+        _value(f"{place}.value", TensorProto.UINT8, ["blocks", heads, BLOCK, spec.head_size]),
+        _value(f"{place}.key_scale", TensorProto.FLOAT, ["blocks", heads, 1, BLOCK]),
+        _value(f"{place}.value_scale", TensorProto.FLOAT, ["blocks", heads, 1, BLOCK]),
+    ]
+
+
+def _value(name: str, element: int, shape: Sequence[str | int | None]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, element, list(shape))
