@@ -83,8 +83,10 @@ def answered(body: dict[str, Any]) -> tuple[str, str, str]:
     """The answers, why they ended, and how many tokens they took."""
     choices = body["choices"]
     texts = [short(choice["message"]["content"] or "", ANSWER_CHARACTERS // len(choices)) for choice in choices]
-    reasons = [choice["finish_reason"] for choice in choices]
-    return plain("\n".join(texts)), "\n".join(reasons), str(body["usage"]["completion_tokens"])
+    if len(texts) > 1:
+        texts = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
+    reasons = ", ".join(choice["finish_reason"] for choice in choices)
+    return plain("\n".join(texts)), reasons, str(body["usage"]["completion_tokens"])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 import click
 
+from gristmill.commands.keys import keys
 from gristmill.commands.models import models
 from gristmill.commands.remote import cancel, results, status, submit
 from gristmill.commands.run import run
-from gristmill.commands.serving import api, keys, migrate, worker
+from gristmill.commands.serving import api, migrate, worker
 from gristmill.commands.up import up
+from gristmill.commands.webhooks import webhooks
 from gristmill.faults import Group
 
 
@@ -20,7 +22,7 @@ def main() -> None:
     """
 
 
-for command in (run, up, submit, status, results, cancel, models, keys, migrate, api, worker):
+for command in (run, up, submit, status, results, cancel, models, keys, webhooks, migrate, api, worker):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def is_over(batch: Batch) -> bool:
 
 def deliver(client: Client, batch: Batch, output: Path, errors: Path | None, say: Callable[[str], None]) -> int:
     """Fetch what there is of a batch that is over; the exit status of the command."""
-    if batch.status == BatchState.FAILED:
+    if batch.status == BatchState.FAILED.value:
         for sentence in faults(batch):
             say(sentence)
         return EXIT_COULD_NOT_RUN
@@ -29,11 +29,11 @@ def deliver(client: Client, batch: Batch, output: Path, errors: Path | None, say
     elif errors is None:
         failures.unlink(missing_ok=True)  # of an earlier batch: it would belie this one
     counts = batch.request_counts
-    ending = "" if batch.status == BatchState.COMPLETED else f" (the batch is {batch.status})"
+    ending = "" if batch.status == BatchState.COMPLETED.value else f" (the batch is {batch.status})"
     say(f"{counts.completed} of {counts.total} lines answered{ending}: {output}")
     if batch.error_file_id is not None:
         say(f"{counts.failed} failed: {failures}")
-    is_whole = batch.status == BatchState.COMPLETED and not counts.failed
+    is_whole = batch.status == BatchState.COMPLETED.value and not counts.failed
     return 0 if is_whole else EXIT_SOME_FAILED
 
 

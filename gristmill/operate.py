@@ -29,6 +29,8 @@ POLL_SECONDS = 0.05
 READY_SECONDS = 90
 DEATHS_MAX = 5  # in a row, after which whoever waits for the program gives up
 DRAIN_EXTRA_SECONDS = 10
+NEWS_SECONDS = 2.0
+NO_MODEL = "No model is installed; add one with: gristmill models add smollm2-135m"
 LOG_BYTES_MAX = 16 * 1024 * 1024
 SAID_BYTES = 4096
 
@@ -172,23 +174,30 @@ class Operation:
 
     def stop(self) -> None:
         """End everything: ask, wait as long as a worker may drain, then kill. A second Ctrl-C kills at once."""
-        deadline = time.monotonic() + self.settings.drain_seconds + DRAIN_EXTRA_SECONDS
+        begun = time.monotonic()
         hurried: list[int] = []
+        is_told = False
         with _signals_to(lambda *_: hurried.append(1)):
-            for program in self._programs:
-                program.send(signal.SIGTERM)
+            self._send(signal.SIGTERM)
             while any(program.is_running() for program in self._programs):
-                if hurried or time.monotonic() > deadline:
-                    for program in self._programs:
-                        program.send(signal.SIGKILL)
+                waited = time.monotonic() - begun
+                if hurried or waited > self.settings.drain_seconds + DRAIN_EXTRA_SECONDS:
+                    self._send(signal.SIGKILL)
+                elif waited > NEWS_SECONDS and not is_told:
+                    is_told = True
+                    self._say("Stopping; Ctrl-C again stops at once.")
                 time.sleep(POLL_SECONDS)
             if self._is_verbose:
                 self._show_logs()
 
+    def _send(self, request: signal.Signals) -> None:
+        for program in self._programs:
+            program.send(request)
+
     def _show_logs(self) -> None:
         for program in self._programs:
             said, self._shown[program.name] = program.unread(self._shown[program.name])
-            for line in said.decode(errors="replace").splitlines():
+            for line in filter(None, said.decode(errors="replace").splitlines()):
                 self._say(f"{program.name} | {line}")
 
 
@@ -290,17 +299,29 @@ def models_dir(settings: Settings) -> Path:
 
 
 def installed(settings: Settings, wanted: Sequence[str]) -> list[str]:
-    """The models to serve: those wanted, or all. Fault where one is not there."""
-    names = [folder.name for folder in model.list_models(models_dir(settings))]
+    """The models to serve: those wanted, or all. Fault where one is not there, ModelError where it is damaged."""
+    folder = models_dir(settings)
+    names = [found.name for found in model.list_models(folder)]
     if not names:
-        raise Fault("No model is installed; add one with: gristmill models add smollm2-135m")
+        damaged = model.list_damaged(folder)
+        raise damaged[0] if damaged else Fault(NO_MODEL)
     for name in wanted:
         if name not in names:
-            raise Fault(
-                f"The model '{name}' is not installed (installed: {', '.join(names)}); "
-                f"add it with `gristmill models add`, or choose another with --model."
-            )
+            raise _absence(name, names, folder)
     return list(dict.fromkeys(wanted)) or names
+
+
+def _absence(name: str, names: Sequence[str], folder: Path) -> Exception:
+    try:
+        model.open_named(name, folder)
+    except model.DamagedModel as damage:
+        return damage
+    except model.UnknownModel:
+        pass
+    return Fault(
+        f"The model '{name}' is not installed (installed: {', '.join(names)}); "
+        f"add it with `gristmill models add`, or choose another with --model."
+    )
 
 
 def refuse_taken_port(host: str, port: int) -> None:

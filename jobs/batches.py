@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, insert
 from sqlalchemy.types import Text
 
-from jobs import leases
+from jobs import leases, webhooks
 from jobs.contract.batch import CreateBatch, Fault, window_seconds
 from jobs.errors import Conflict, NotFound
 from jobs.states import TERMINAL, BatchState, sources
@@ -26,6 +26,7 @@ class Batch:
     id: int
     public_id: str
     project_id: str
+    key_id: str | None
     is_direct: bool
     endpoint: str
     completion_window: str
@@ -76,16 +77,25 @@ LIVE = {
 }
 
 
-def create(connection: Connection, project_id: str, order: CreateBatch, *, idempotency_key: str | None) -> Batch:
-    """Make a batch, or find the one that the same key and order made before.
+def create(
+    connection: Connection,
+    project_id: str,
+    order: CreateBatch,
+    *,
+    idempotency_key: str | None,
+    key_id: str | None = None,
+) -> Batch:
+    """Make a batch, or find the one that the same idempotency key and order made before.
 
-    Conflict if the key was used for another order. A file that does not exist is not refused here: as at
-    OpenAI the batch is made, and fails validation.
+    Conflict if the idempotency key was used for another order. A file that does not exist is not refused
+    here: as at OpenAI the batch is made, and fails validation. `key_id` is the caller's key, whose limits it
+    counts against.
     """
     digest = hashlib.sha256(order.model_dump_json().encode()).digest()
     statement = insert(table).values(
         public_id=f"batch_{secrets.token_hex(16)}",
         project_id=project_id,
+        key_id=key_id,
         endpoint=order.endpoint,
         completion_window=order.completion_window,
         input_file_id=order.input_file_id,
@@ -182,7 +192,9 @@ def begin(connection: Connection, batch_id: int, epoch: int, *, model: str, tota
     """validating → in_progress, by the holder of the lease; False if the batch moved on meanwhile."""
     done = connection.execute(
         text("""
-            UPDATE batch SET state = 'in_progress', in_progress_at = now(), model = :model, total = :total, owner = NULL
+            UPDATE batch
+               SET state = 'in_progress', model = :model, total = :total, owner = NULL,
+                   in_progress_at = clock_timestamp()  -- now() is when this transaction began to read the file
              WHERE id = :id AND state = 'validating' AND epoch = :epoch
         """),
         {"id": batch_id, "epoch": epoch, "model": model, "total": total},
@@ -197,22 +209,29 @@ def fail(connection: Connection, batch_id: int, epoch: int, faults: list[Fault])
         text("""
             UPDATE batch SET state = 'failed', failed_at = now(), errors = :errors, owner = NULL
              WHERE id = :id AND state = 'validating' AND epoch = :epoch
+            RETURNING project_id, public_id
         """).bindparams(bindparam("errors", type_=JSON)),
         {"id": batch_id, "epoch": epoch, "errors": errors},
-    )
-    return done.rowcount == 1
+    ).one_or_none()
+    if done is not None:
+        webhooks.announce(
+            connection, project_id=done.project_id, batch_public_id=done.public_id, state=BatchState.FAILED
+        )
+    return done is not None
 
 
 def close_if_answered(connection: Connection, batch_id: int) -> bool:
     """in_progress → finalizing once no chunk is open; True for the one caller that moved it.
 
-    Ask after the commit of a flush: two last flushes that run at once each see the other unfinished.
+    Ask after the commit of a flush: two last flushes that run at once each see the other unfinished. Two
+    questions, since each has its own small index; one for both states would read every chunk that is done.
     """
     done = connection.execute(
         text("""
             UPDATE batch SET state = 'finalizing', outcome = 'completed', finalizing_at = now()
              WHERE id = :id AND state = 'in_progress'
-               AND NOT EXISTS (SELECT 1 FROM chunk WHERE batch_id = :id AND state IN ('ready', 'leased'))
+               AND NOT EXISTS (SELECT 1 FROM chunk WHERE batch_id = :id AND state = 'ready')
+               AND NOT EXISTS (SELECT 1 FROM chunk WHERE batch_id = :id AND state = 'leased')
         """),
         {"id": batch_id},
     )
@@ -244,7 +263,8 @@ def finish(
 ) -> BatchState | None:
     """finalizing or cancelling → its outcome, together with its files, counts and usage.
 
-    Promise: one transaction, by the holder of the lease; None if the batch moved on meanwhile. What was
+    Promise: one transaction, by the holder of the lease, which also queues the webhooks; None if the batch
+    moved on meanwhile. What was
     never executed counts as failed, since its line stands in the error file.
     """
     row = connection.execute(
@@ -266,7 +286,7 @@ def finish(
                    cancelled_at = CASE b.outcome WHEN 'cancelled' THEN now() END
               FROM sums
              WHERE b.id = :id AND b.epoch = :epoch AND b.state IN ('finalizing', 'cancelling')
-            RETURNING b.state
+            RETURNING b.state, b.project_id, b.public_id, b.is_direct
         """),
         {
             "id": batch_id,
@@ -275,7 +295,12 @@ def finish(
             "error_file_id": error_file_id,
         },
     ).one_or_none()
-    return None if row is None else BatchState(row[0])
+    if row is None:
+        return None
+    state = BatchState(row.state)
+    if not row.is_direct:
+        webhooks.announce(connection, project_id=row.project_id, batch_public_id=row.public_id, state=state)
+    return state
 
 
 def by_id(connection: Connection, batch_id: int) -> Batch | None:

@@ -1,9 +1,12 @@
 """One chat completion through the same queue: a batch of one line, ahead of all others, without files."""
 
 import secrets
+from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
-from sqlalchemy import Connection, func, text
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from jobs import leases, results
 from jobs.contract.batch import ENDPOINT
@@ -17,33 +20,48 @@ CUSTOM_ID = "direct"
 WINDOW_SECONDS = 900
 
 
-def submit(connection: Connection, project_id: str, body: dict[str, object]) -> int:
-    """Queue the body of a chat completion, already checked; the id to ask for its answer with."""
-    batch_id: int = connection.execute(
-        table.insert()
-        .values(
-            public_id=f"batch_{secrets.token_hex(16)}",
-            project_id=project_id,
-            is_direct=True,
-            endpoint=ENDPOINT,
-            completion_window="15m",
-            model=body["model"],
-            state=BatchState.IN_PROGRESS.value,
-            priority=PRIORITY,
-            total=1,
-            in_progress_at=func.now(),
-            expires_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, WINDOW_SECONDS),
-        )
-        .returning(table.c.id)
-    ).scalar_one()
-    line = {"custom_id": CUSTOM_ID, "method": "POST", "url": ENDPOINT, "body": body}
-    connection.execute(
-        request.insert().values(
-            batch_id=batch_id, line_no=LINE_NO, custom_id=CUSTOM_ID, line=orjson.dumps(line).decode()
-        )
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A completion in the queue. `public_id` is what its pieces of text are published under."""
+
+    id: int
+    public_id: str
+    created_at: datetime
+
+
+def new_id() -> str:
+    return f"batch_{secrets.token_hex(16)}"
+
+
+def submit(connection: Connection, project_id: str, body: dict[str, object], *, public_id: str) -> Direct:
+    """Queue the body of a chat completion, already checked, under an id of the caller's making.
+
+    Promise: one id is one completion, so a transaction whose COMMIT was lost may be run again.
+    """
+    statement = insert(table).values(
+        public_id=public_id,
+        project_id=project_id,
+        is_direct=True,
+        endpoint=ENDPOINT,
+        completion_window="15m",
+        model=body["model"],
+        state=BatchState.IN_PROGRESS.value,
+        priority=PRIORITY,
+        total=1,
+        in_progress_at=func.now(),
+        expires_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, WINDOW_SECONDS),
     )
-    leases.insert(connection, batch_id, [[LINE_NO]])
-    return batch_id
+    made = connection.execute(statement.on_conflict_do_nothing().returning(table.c.id)).scalar_one_or_none()
+    if made is not None:
+        line = {"custom_id": CUSTOM_ID, "method": "POST", "url": ENDPOINT, "body": body}
+        connection.execute(
+            request.insert().values(
+                batch_id=made, line_no=LINE_NO, custom_id=CUSTOM_ID, line=orjson.dumps(line).decode()
+            )
+        )
+        leases.insert(connection, made, [[LINE_NO]])
+    columns = (table.c.id, table.c.public_id, table.c.created_at)
+    return Direct(*connection.execute(select(*columns).where(table.c.public_id == public_id)).one())
 
 
 def answer(connection: Connection, batch_id: int) -> tuple[int, str] | None:

@@ -4,15 +4,19 @@
     ├── BadRequest            400
     │   └── TooLong           400  context_length_exceeded
     ├── Unauthenticated       401
+    ├── Forbidden             403
     ├── NotFound              404
     ├── Conflict              409  never worth a retry
     ├── TooLarge              413
+    ├── UnsupportedType       415
+    ├── TooMany               429  worth a retry, after the time it names
     ├── Failed                500  the work itself went wrong
     └── Unavailable           503  worth a retry
 
 The mapping to the wire's envelope is in `jobs.contract.errors`.
 """
 
+import math
 from typing import ClassVar
 
 
@@ -54,6 +58,12 @@ class Unauthenticated(Refusal):
     kind = "authentication_error"
 
 
+class Forbidden(Refusal):
+    """A key that we know, and that may not do this."""
+
+    status = 403
+
+
 class NotFound(Refusal):
     """Unknown, or somebody else's: the two are never told apart."""
 
@@ -70,6 +80,23 @@ class TooLarge(Refusal):
     """More bytes than we take."""
 
     status = 413
+
+
+class UnsupportedType(Refusal):
+    """A body of a kind that the route does not read."""
+
+    status = 415
+
+
+class TooMany(Refusal):
+    """More than a key or a project may have at once; `retry_seconds` says when to ask again."""
+
+    status = 429
+    kind = "requests"
+
+    def __init__(self, message: str, *, code: str, retry_seconds: float) -> None:
+        super().__init__(message, code=code)
+        self.retry_seconds = max(1, math.ceil(retry_seconds))
 
 
 class Failed(Refusal):

@@ -74,6 +74,16 @@ def _write(engine: Engine, batch: Batch) -> Written:
     """Write both files, in the order of the input."""
     reason = lines.EXPIRED if batch.outcome is BatchState.EXPIRED else lines.CANCELLED
     writers: dict[str, files.Writer] = {}
+    try:
+        _write_rows(engine, batch, reason, writers)
+    except BaseException:
+        _discard(Written(writers.get("output"), writers.get("error")))
+        raise
+    return Written(writers.get("output"), writers.get("error"))
+
+
+def _write_rows(engine: Engine, batch: Batch, reason: tuple[str, str], writers: dict[str, files.Writer]) -> None:
+    """Fill `writers`, made where there is a line for them, and finish them."""
     for row in _rows(engine, batch.id):
         kind = "output" if row.ok else "error"
         if kind not in writers:
@@ -90,7 +100,6 @@ def _write(engine: Engine, batch: Batch) -> Written:
         writers[kind].write(line)
     for writer in writers.values():
         writer.finish()
-    return Written(writers.get("output"), writers.get("error"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +114,34 @@ class Row:
 
 
 def _rows(engine: Engine, batch_id: int) -> Iterator[Row]:
-    """Every request of a batch by line number, in pages by key: no transaction outlives a page."""
-    after = 0
-    while page := database.run(engine, lambda c, after=after: _page(c, batch_id, after)):  # type: ignore[misc]
-        yield from page
-        after = page[-1].line_no
+    """Every request of a batch by line number, in pages: no transaction outlives a page."""
+    last = database.run(engine, lambda c: _last_line(c, batch_id))
+    for after in range(0, last, PAGE_LINES):
+        yield from database.run(engine, lambda c, after=after: _page(c, batch_id, after))  # type: ignore[misc]
+
+
+def _last_line(connection: Connection, batch_id: int) -> int:
+    query = text("SELECT coalesce(max(line_no), 0) FROM request WHERE batch_id = :batch_id")
+    last: int = connection.execute(query, {"batch_id": batch_id}).scalar_one()
+    return last
 
 
 def _page(connection: Connection, batch_id: int, after: int) -> list[Row]:
+    """The requests with the next PAGE_LINES numbers.
+
+    Both tables are told their range: from one's the planner does not conclude the other's, and would read
+    all results before this page's, at every page.
+    """
     rows = connection.execute(
         text("""
             SELECT r.line_no, r.custom_id, s.ok, s.status, s.body
-              FROM request r LEFT JOIN result s ON s.batch_id = r.batch_id AND s.line_no = r.line_no
-             WHERE r.batch_id = :batch_id AND r.line_no > :after
-             ORDER BY r.line_no LIMIT :limit
+              FROM request r
+              LEFT JOIN result s ON s.batch_id = r.batch_id AND s.line_no = r.line_no
+                                AND s.batch_id = :batch_id AND s.line_no > :after AND s.line_no <= :last
+             WHERE r.batch_id = :batch_id AND r.line_no > :after AND r.line_no <= :last
+             ORDER BY r.line_no
         """),
-        {"batch_id": batch_id, "after": after, "limit": PAGE_LINES},
+        {"batch_id": batch_id, "after": after, "last": after + PAGE_LINES},
     )
     return [Row(*row) for row in rows]
 

@@ -30,17 +30,21 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def candidates(connection: Connection, model: str, *, priority_max: int) -> list[Candidate]:
-    """The batches for `model` that have a ready chunk, of at most this priority number."""
+    """The batches for `model` that have a ready chunk, of at most this priority number.
+
+    LATERAL with a LIMIT: for EXISTS the planner may read the ready chunks of all batches, at every claim.
+    """
     rows = connection.execute(
         text("""
             SELECT b.id, b.project_id, b.priority, b.expires_at, p.weight,
                    (SELECT count(*) FROM chunk l JOIN batch o ON o.id = l.batch_id
                      WHERE l.state = 'leased' AND o.state = 'in_progress' AND o.project_id = b.project_id)
               FROM batch b JOIN project p ON p.id = b.project_id
+              CROSS JOIN LATERAL (SELECT 1 FROM chunk c
+                                   WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now()
+                                   LIMIT 1) AS ready
              WHERE b.state = 'in_progress' AND b.model = :model AND b.priority <= :priority_max
                AND b.expires_at > now()
-               AND EXISTS (SELECT 1 FROM chunk c
-                            WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now())
         """),
         {"model": model, "priority_max": priority_max},
     )

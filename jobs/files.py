@@ -54,6 +54,10 @@ class Page:
     has_more: bool
 
 
+def new_id() -> str:
+    return "file-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(22))
+
+
 class Writer:
     """Takes bytes of any length and stores parts of PART_SIZE, each in a transaction of its own.
 
@@ -61,7 +65,7 @@ class Writer:
     """
 
     def __init__(self, engine: Engine, *, project_id: str, purpose: str, filename: str) -> None:
-        self.id = "file-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(22))
+        self.id = new_id()
         self.size_bytes = 0
         self._engine = engine
         self._pending = bytearray()
@@ -110,6 +114,14 @@ def publish(
 
 def get(connection: Connection, project_id: str, file_id: str) -> File:
     """A visible file of this project. NotFound for any other."""
+    found = peek(connection, project_id, file_id)
+    if found is None:
+        raise NotFound(f"No such File object: {file_id}", param="id")
+    return found
+
+
+def peek(connection: Connection, project_id: str, file_id: str) -> File | None:
+    """A visible file of this project, None for any other."""
     row = connection.execute(
         select(*COLUMNS).where(
             table.c.id == file_id,
@@ -118,9 +130,7 @@ def get(connection: Connection, project_id: str, file_id: str) -> File:
             _is_alive(),
         )
     ).one_or_none()
-    if row is None:
-        raise NotFound(f"No such File object: {file_id}", param="id")
-    return File(*row)
+    return None if row is None else File(*row)
 
 
 def find(
@@ -157,17 +167,21 @@ def delete(connection: Connection, project_id: str, file_id: str) -> None:
     connection.execute(table.delete().where(table.c.id == file_id))
 
 
-def read(engine: Engine, file_id: str) -> Iterator[bytes]:
-    """The bytes of a file, part by part, each fetched when it is asked for.
+def read(engine: Engine, file_id: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file from `start` up to `stop`, piece by piece, each fetched when it is asked for.
 
-    No transaction is open while a part is in the reader's hands: a slow client must not pin the
+    No transaction is open while a piece is in the reader's hands: a slow client must not pin the
     database's vacuum horizon.
     """
-    for seq in range(2**31):
+    seq, place = (0, 0) if start == 0 else database.run(engine, lambda c: _seek(c, file_id, start))
+    while stop is None or place < stop:
         content = database.run(engine, lambda c, seq=seq: _part(c, file_id, seq))  # type: ignore[misc]
         if content is None:
             return
-        yield content
+        cut = content[max(start - place, 0) : None if stop is None else stop - place]
+        if cut:
+            yield cut
+        seq, place = seq + 1, place + len(content)
 
 
 def sweep(connection: Connection) -> int:
@@ -212,6 +226,24 @@ def lines(parts: Iterable[bytes], *, size_max: int) -> Iterator[bytes | None]:
         yield None
     elif pending:
         yield bytes(pending).removesuffix(b"\r")
+
+
+def _seek(connection: Connection, file_id: str, start: int) -> tuple[int, int]:
+    """The piece that holds the byte at `start`, and where that piece begins; the end where there is no such byte.
+
+    Pieces differ in length where a file was uploaded in parts. Their lengths are read without their bytes,
+    which are stored apart and not compressed.
+    """
+    rows = connection.execute(
+        text("""
+            SELECT seq, ends - length FROM (
+                SELECT seq, octet_length(content) AS length, sum(octet_length(content)) OVER (ORDER BY seq) AS ends
+                  FROM file_part WHERE file_id = :file_id) AS piece
+             WHERE ends > :start ORDER BY seq LIMIT 1
+        """),
+        {"file_id": file_id, "start": start},
+    ).one_or_none()
+    return (2**31 - 1, start) if rows is None else (int(rows[0]), int(rows[1]))
 
 
 def _part(connection: Connection, file_id: str, seq: int) -> bytes | None:

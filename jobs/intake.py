@@ -3,7 +3,6 @@
 One transaction does it all; a process that dies in the middle leaves the batch as it was.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from uuid import UUID
@@ -11,12 +10,25 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection, Engine, text
 
-from jobs import batches, database, files, leases, models, order
+from jobs import batches, database, files, leases, models, order, quotas
 from jobs.batches import Batch
 from jobs.contract import limits
 from jobs.contract.batch import Fault
-from jobs.contract.lines import InputLine, duplicate, other_model, parse, unknown_model
+from jobs.contract.lines import (
+    InputLine,
+    duplicate,
+    empty_file,
+    more_faults,
+    no_file,
+    no_room,
+    other_model,
+    parse,
+    too_many_lines,
+    unknown_model,
+)
 from jobs.errors import NotFound
+from jobs.files import File
+from jobs.seen import Seen
 from jobs.settings import Settings
 from jobs.states import BatchState
 
@@ -63,106 +75,115 @@ def ingest(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) ->
 def _ingest(engine: Engine, batch_id: int, epoch: int, settings: Settings) -> str | None:
     batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
     assert batch is not None, "a leased batch exists"
-    file_id = _input_file(engine, batch)
+    file = _input_file(engine, batch)
     known = {model.name for model in database.run(engine, models.find)}
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = '30min'"))
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
         check = Check(batch.endpoint, known)
-        copy_requests(connection, batch_id, check.lines(files.read(engine, file_id)))
+        copy_requests(connection, batch_id, check.lines(_whole(engine, file)))
         check.conclude()
-        chunks = order.chunks(check.keys, check.line_numbers, settings.chunk_lines)
-        leases.insert(connection, batch_id, chunks)
-        total = len(check.line_numbers)
-        if not batches.begin(connection, batch_id, epoch, model=check.model, total=total):
+        leases.insert(connection, batch_id, check.order.chunks(settings.chunk_lines))
+        _refuse_without_room(connection, batch, check, settings)
+        if not batches.begin(connection, batch_id, epoch, model=check.model, total=len(check.order)):
             connection.rollback()  # cancelled meanwhile, or taken over
             return None
-    logger.info("batch began", extra={"batch": batch_id, "lines": total, "chunks": len(chunks)})
+    logger.info("batch began", extra={"batch": batch_id, "lines": len(check.order)})
     return check.model
 
 
-def _input_file(engine: Engine, batch: Batch) -> str:
+def _input_file(engine: Engine, batch: Batch) -> File:
     file_id = batch.input_file_id or ""
     try:
         file = database.run(engine, lambda c: files.get(c, batch.project_id, file_id))
     except NotFound:
-        file = None
-    if file is None or file.purpose != "batch":
-        message = (
-            f"Cannot find file {file_id}, or organization {batch.project_id} does not have access to it."
-            if file is None
-            else f"File {file_id} has the purpose '{file.purpose}', and a batch reads files of purpose 'batch'."
-        )
+        raise Invalid([no_file(file_id, batch.project_id)]) from None
+    if file.purpose != "batch":
+        message = f"File {file_id} has the purpose '{file.purpose}', and a batch reads files of purpose 'batch'."
         raise Invalid([Fault(code="invalid_request", message=message, param="file_id")])
-    return file.id
+    return file
+
+
+def _refuse_without_room(connection: Connection, batch: Batch, check: "Check", settings: Settings) -> None:
+    """Invalid if the key that ordered the batch has too many lines in progress."""
+    if batch.key_id is None:
+        return
+    most = quotas.lines_of(connection, batch.key_id) or settings.queued_lines
+    if not quotas.has_room(connection, batch.key_id, more=len(check.order), queued_lines=most):
+        raise Invalid([no_room(check.model, batch.project_id, most)])
+
+
+def _whole(engine: Engine, file: File) -> Iterator[bytes]:
+    """The parts of a file. Invalid if it is deleted while we read: half a file is not a batch."""
+    missing = file.size_bytes
+    for part in files.read(engine, file.id):
+        missing -= len(part)
+        yield part
+    if missing:
+        raise Invalid([no_file(file.id, file.project_id)])
 
 
 class Check:
     """Reads the lines of one file and keeps what the batch needs of them: faults, order, the one model.
 
-    For each line it keeps 16 bytes of its custom_id and the 32 of its key; never the line itself.
+    For each line it keeps some 50 bytes and never the line itself; faults stop growing at FAULTS_KEPT_MAX.
     """
 
     def __init__(self, endpoint: str, known_models: set[str]) -> None:
         self.model = ""
-        self.keys: list[bytes] = []
-        self.line_numbers: list[int] = []
+        self.order = order.Order()
         self._endpoint = endpoint
         self._known_models = known_models
-        self._seen: set[bytes] = set()
+        self._seen = Seen(limits.LINES_MAX)
         self._faults: list[Fault] = []
-        self._fault_count = 0
+        self._untold = 0
 
     def lines(self, parts: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
         """The good lines as (line_no, custom_id, text), until the first fault; faults are kept to the end."""
+        filled = 0
         for line_no, raw in enumerate(files.lines(parts, size_max=limits.LINE_SIZE_MAX), start=1):
-            if raw is not None and not raw.strip():
+            if raw is not None and (not raw or raw.isspace()):
                 continue
+            filled += 1
+            if filled > limits.LINES_MAX:
+                raise Invalid([too_many_lines()])
             line = parse(raw, line_no, endpoint=self._endpoint)
-            fault = line if isinstance(line, Fault) else self._fault_among_others(line, line_no)
-            if fault is not None:
-                self._note(fault)
-                continue
-            assert isinstance(line, InputLine)
-            assert raw is not None
-            self.keys.append(order.prefix_key(line.messages))
-            self.line_numbers.append(line_no)
-            if len(self.line_numbers) > limits.LINES_MAX:
-                raise Invalid([_too_many_lines()])
-            if not self._faults:
+            faults = [*line.faults, *self._faults_among_others(line, line_no)]
+            if faults:
+                self._note(faults)
+            elif not self._faults:
+                assert raw is not None
+                assert line.custom_id is not None
+                self.order.add(line_no, line.messages)
                 yield line_no, line.custom_id, raw.decode()
 
     def conclude(self) -> None:
-        """Raise Invalid unless there was at least one line and no fault."""
-        if not self._faults and not self.line_numbers:
-            self._note(
-                Fault(
-                    code="empty_file",
-                    message="The input file is empty. Please ensure that the batch contains at least one request.",
-                )
-            )
-        if untold := self._fault_count - len(self._faults):
-            self._faults.append(
-                Fault(code="more_errors", message=f"{untold} more lines have faults, which are not listed.")
-            )
+        """Raise Invalid unless there was at least one line and no fault. No line can follow."""
+        del self._seen  # the sort that comes next needs the room
+        if not self._faults and not self.order:
+            raise Invalid([empty_file()])
+        if self._untold:
+            self._faults.append(more_faults(self._untold))
         if self._faults:
             raise Invalid(self._faults)
 
-    def _fault_among_others(self, line: InputLine, line_no: int) -> Fault | None:
-        digest = hashlib.blake2b(line.custom_id.encode(), digest_size=16).digest()
-        if digest in self._seen:
-            return duplicate(line.custom_id, line_no)
-        self._seen.add(digest)
+    def _faults_among_others(self, line: InputLine, line_no: int) -> Iterator[Fault]:
+        """What is wrong with a line because of other lines, or of the models that there are."""
+        if line.custom_id is not None and not self._seen.add(line.custom_id):
+            yield duplicate(line.custom_id, line_no)
+        if line.model is None or line.model == self.model:
+            return
         if line.model not in self._known_models:
-            return unknown_model(line.model, line_no)
-        if not self.model:
+            yield unknown_model(line.model, line_no)
+        elif self.model:
+            yield other_model(line.model, line_no)
+        else:
             self.model = line.model
-        return None if line.model == self.model else other_model(line.model, line_no)
 
-    def _note(self, fault: Fault) -> None:
-        self._fault_count += 1
-        if len(self._faults) < limits.FAULTS_KEPT_MAX:
-            self._faults.append(fault)
+    def _note(self, faults: list[Fault]) -> None:
+        room = limits.FAULTS_KEPT_MAX - len(self._faults)
+        self._faults += faults[:room]
+        self._untold += max(len(faults) - room, 0)
 
 
 def copy_requests(connection: Connection, batch_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
@@ -176,10 +197,3 @@ def copy_requests(connection: Connection, batch_id: int, rows: Iterable[tuple[in
         copy.set_types(["int8", "int4", "text", "text"])
         for line_no, custom_id, line in rows:
             copy.write_row((batch_id, line_no, custom_id, line))
-
-
-def _too_many_lines() -> Fault:
-    return Fault(
-        code="too_many_tasks",
-        message=f"The input file has more than {limits.LINES_MAX} requests, the most a batch may have.",
-    )

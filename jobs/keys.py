@@ -6,15 +6,48 @@ A plain hash suits 256 random bits; password hashing would only offer a way to e
 import hashlib
 import hmac
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import ColumnElement, Connection, func, or_, select, text
 
-from jobs.errors import Unauthenticated
+from jobs.errors import BadRequest, Forbidden, Unauthenticated
+from jobs.settings import Settings
 from jobs.tables import api_key as table
 
 DEFAULT_PROJECT = "default"
 UNKNOWN_SHA256 = bytes(32)
+
+
+class Scope(StrEnum):
+    """What a key may be allowed to do; one without scopes may do everything."""
+
+    FILES_WRITE = "files:write"
+    BATCHES_WRITE = "batches:write"
+    BATCHES_READ = "batches:read"
+    RESULTS_READ = "results:read"
+    CHAT_WRITE = "chat:write"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a key may have at once, where it differs from the settings of the same names; None where not."""
+
+    requests_per_minute: int | None = None
+    uploads_at_once: int | None = None
+    open_batches: int | None = None
+    queued_lines: int | None = None
+
+    def over(self, settings: Settings) -> "Limits":
+        """These, and the settings' where there are none."""
+        return Limits(
+            self.requests_per_minute or settings.requests_per_minute,
+            self.uploads_at_once or settings.uploads_at_once,
+            self.open_batches or settings.open_batches,
+            self.queued_lines or settings.queued_lines,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +56,59 @@ class Caller:
 
     project_id: str
     key_id: str
+    scopes: frozenset[Scope] = frozenset(Scope)
+    limits: Limits = Limits()
+
+    def require(self, scope: Scope) -> None:
+        """Forbidden if the key is not for this."""
+        if scope not in self.scopes:
+            raise Forbidden(
+                f"You have insufficient permissions for this operation. Missing scopes: {scope.value}.",
+                code="missing_scope",
+            )
 
 
-def create(connection: Connection, *, name: str, project_id: str = DEFAULT_PROJECT) -> str:
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key to whoever runs the server; not the secret, which nobody has."""
+
+    id: str
+    project_id: str
+    name: str
+    scopes: tuple[str, ...] | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+LIMITS = (table.c.requests_per_minute, table.c.uploads_at_once, table.c.open_batches, table.c.queued_lines)
+
+
+def create(
+    connection: Connection,
+    *,
+    name: str,
+    project_id: str = DEFAULT_PROJECT,
+    scopes: Collection[Scope] | None = None,
+    limits: Limits | None = None,
+    lifetime_seconds: int | None = None,
+) -> str:
     """Make a key, and its project if that is new; the only time the whole key can be seen."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    chosen = limits or Limits()
     ensure_project(connection, project_id)
-    connection.execute(
-        table.insert().values(id=key_id, project_id=project_id, name=name, secret_sha256=_sha256(secret))
-    )
+    values: dict[str, object] = {
+        "id": key_id,
+        "project_id": project_id,
+        "name": name,
+        "secret_sha256": _sha256(secret),
+        "scopes": None if scopes is None else sorted(scope.value for scope in scopes),
+        **{column.name: getattr(chosen, column.name) for column in LIMITS},
+    }
+    if lifetime_seconds is not None:
+        values["expires_at"] = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lifetime_seconds)
+    connection.execute(table.insert().values(**values))
     return f"gm_{key_id}_{secret}"
 
 
@@ -40,7 +117,7 @@ def ensure_project(connection: Connection, project_id: str) -> None:
 
 
 def authenticate(connection: Connection, key: str | None) -> Caller:
-    """The caller behind a key. Unauthenticated if it is missing, malformed, unknown or revoked.
+    """The caller behind a key. Unauthenticated if it is missing, malformed, unknown, expired or revoked.
 
     An unknown id costs the same comparison as a wrong secret, so the time tells neither from the other.
     """
@@ -54,12 +131,15 @@ def authenticate(connection: Connection, key: str | None) -> Caller:
     row = None
     if prefix == "gm" and key_id.isalnum() and key_id.isascii():
         row = connection.execute(
-            select(table.c.project_id, table.c.secret_sha256).where(table.c.id == key_id, table.c.revoked_at.is_(None))
+            select(table.c.project_id, table.c.secret_sha256, table.c.scopes, *LIMITS).where(
+                table.c.id == key_id, _is_live()
+            )
         ).one_or_none()
     expected = row.secret_sha256 if row is not None else UNKNOWN_SHA256
     if not hmac.compare_digest(expected, _sha256(secret)) or row is None:
         raise Unauthenticated("Incorrect API key provided.", code="invalid_api_key")
-    return Caller(project_id=row.project_id, key_id=key_id)
+    scopes = frozenset(Scope) if row.scopes is None else frozenset(map(Scope, row.scopes))
+    return Caller(row.project_id, key_id, scopes, Limits(*(getattr(row, column.name) for column in LIMITS)))
 
 
 def is_valid(connection: Connection, key: str) -> bool:
@@ -71,12 +151,36 @@ def is_valid(connection: Connection, key: str) -> bool:
     return True
 
 
+def exists(connection: Connection) -> bool:
+    """Whether anyone at all would be let in."""
+    return connection.execute(select(table.c.id).where(_is_live()).limit(1)).first() is not None
+
+
+def find(connection: Connection) -> list[Key]:
+    """Every key that was ever made, oldest first."""
+    columns = ("id", "project_id", "name", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
+    rows = connection.execute(select(*(table.c[name] for name in columns)).order_by(table.c.created_at, table.c.id))
+    return [Key(row[0], row[1], row[2], row[3] and tuple(row[3]), *row[4:]) for row in rows]
+
+
 def revoke(connection: Connection, key_id: str) -> bool:
     """Refuse a key from now on; False if there was none of this id to refuse."""
     done = connection.execute(
         table.update().where(table.c.id == key_id, table.c.revoked_at.is_(None)).values(revoked_at=func.now())
     )
     return done.rowcount == 1
+
+
+def scopes_of(names: Collection[str]) -> list[Scope]:
+    """Scopes by their names. BadRequest for one that does not exist."""
+    known = {scope.value for scope in Scope}
+    if unknown := sorted(set(names) - known):
+        raise BadRequest(f"There is no scope '{unknown[0]}'; there are {', '.join(sorted(known))}.")
+    return [Scope(name) for name in names]
+
+
+def _is_live() -> ColumnElement[bool]:
+    return table.c.revoked_at.is_(None) & or_(table.c.expires_at.is_(None), table.c.expires_at > func.now())
 
 
 def _sha256(secret: str) -> bytes:

@@ -4,13 +4,14 @@ The epoch fences: whatever a former holder still writes carries an old epoch and
 The caller owns the transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import psycopg
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import Integer
+from sqlalchemy.types import BigInteger, Integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +56,34 @@ def claim(connection: Connection, *, batch_id: int, owner: UUID, chunks: int, de
     return sorted(leases, key=lambda lease: lease.first_position)
 
 
-def renew(connection: Connection, *, owner: UUID, deadline_seconds: float) -> set[tuple[int, int, int]]:
-    """Put off the deadline of every lease of `owner`; what is still held, as (batch, position, epoch).
+def renew(
+    connection: Connection, *, owner: UUID, held: Collection[tuple[int, int, int]], deadline_seconds: float
+) -> set[tuple[int, int, int]]:
+    """Put off the deadlines of those leases of `owner` that are at work; what is still held of them.
 
-    A lease that is missing from the answer was lost: to cancel, to expiry or to another process.
+    Leases are (batch, position, epoch). One that is missing from the answer was lost: to cancel, to expiry or to
+    another process. One that is not named runs out, so that work its process gave up cannot stay leased for ever.
     """
+    batch_ids, positions, epochs = zip(*held, strict=True) if held else ((), (), ())
     rows = connection.execute(
         text("""
-            UPDATE chunk SET deadline = now() + make_interval(secs => :deadline_seconds)
-             WHERE owner = :owner AND state = 'leased'
-            RETURNING batch_id, first_position, epoch
-        """),
-        {"owner": owner, "deadline_seconds": deadline_seconds},
+            UPDATE chunk c SET deadline = now() + make_interval(secs => :deadline_seconds)
+              FROM unnest(:batch_ids, :positions, :epochs) AS held(batch_id, first_position, epoch)
+             WHERE c.batch_id = held.batch_id AND c.first_position = held.first_position
+               AND c.epoch = held.epoch AND c.owner = :owner AND c.state = 'leased'
+            RETURNING c.batch_id, c.first_position, c.epoch
+        """).bindparams(
+            bindparam("batch_ids", type_=ARRAY(BigInteger)),
+            bindparam("positions", type_=ARRAY(Integer)),
+            bindparam("epochs", type_=ARRAY(Integer)),
+        ),
+        {
+            "owner": owner,
+            "deadline_seconds": deadline_seconds,
+            "batch_ids": list(batch_ids),
+            "positions": list(positions),
+            "epochs": list(epochs),
+        },
     )
     return {(row[0], row[1], row[2]) for row in rows}
 
@@ -154,19 +171,16 @@ def void(connection: Connection, batch_id: int) -> None:
     )
 
 
-def insert(connection: Connection, batch_id: int, chunks: Sequence[Sequence[int]]) -> None:
-    """Make the chunks of a batch, each a list of line numbers in the order of work."""
-    positions, first = [], 0
-    for line_numbers in chunks:
-        positions.append(first)
-        first += len(line_numbers)
-    connection.execute(
-        text("""
-            INSERT INTO chunk (batch_id, first_position, line_numbers, state)
-            VALUES (:batch_id, :first_position, :line_numbers, 'ready')
-        """).bindparams(bindparam("line_numbers", type_=ARRAY(Integer))),
-        [
-            {"batch_id": batch_id, "first_position": first_position, "line_numbers": list(line_numbers)}
-            for first_position, line_numbers in zip(positions, chunks, strict=True)
-        ],
-    )
+def insert(connection: Connection, batch_id: int, chunks: Iterable[Sequence[int]]) -> None:
+    """Make the chunks of a batch, each a list of line numbers in the order of work, by binary COPY."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    first = 0
+    with (
+        driver.cursor() as cursor,
+        cursor.copy("COPY chunk (batch_id, first_position, line_numbers, state) FROM STDIN (FORMAT BINARY)") as copy,
+    ):
+        copy.set_types(["int8", "int4", "int4[]", "text"])
+        for line_numbers in chunks:
+            copy.write_row((batch_id, first, list(line_numbers), "ready"))
+            first += len(line_numbers)

@@ -22,5 +22,5 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("httpx", "httpcore", "alembic", "celery.worker.strategy", "kombu", "amqp"):
+    for chatty in ("httpx", "httpcore", "alembic", "celery.worker.strategy", "celery.app.trace", "kombu", "amqp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import Boolean, Integer, SmallInteger, Text
+import orjson
+from sqlalchemy import Connection, text
 
 from jobs.leases import Lease
 from jobs.states import ChunkState
@@ -66,8 +65,9 @@ FLUSH = text("""
         INSERT INTO result (batch_id, line_no, ok, status, epoch, body,
                             prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens)
         SELECT :batch_id, x.line_no, x.ok, x.status, :epoch, x.body, x.prompt, x.cached, x.completion, x.reasoning
-          FROM unnest(:line_numbers, :oks, :statuses, :bodies, :prompts, :cacheds, :completions, :reasonings)
-               AS x(line_no, ok, status, body, prompt, cached, completion, reasoning), lease
+          FROM json_to_recordset(CAST(:results AS json))
+               AS x(line_no int, ok bool, status smallint, body text,
+                    prompt int, cached int, completion int, reasoning int), lease
          WHERE x.line_no = ANY(lease.line_numbers)
         ON CONFLICT DO NOTHING
         RETURNING ok, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens),
@@ -88,16 +88,7 @@ FLUSH = text("""
      WHERE c.batch_id = :batch_id AND c.first_position = :first_position
        AND c.epoch = :epoch AND c.owner = :owner AND c.state = 'leased'
     RETURNING c.state
-""").bindparams(
-    bindparam("line_numbers", type_=ARRAY(Integer)),
-    bindparam("oks", type_=ARRAY(Boolean)),
-    bindparam("statuses", type_=ARRAY(SmallInteger)),
-    bindparam("bodies", type_=ARRAY(Text)),
-    bindparam("prompts", type_=ARRAY(Integer)),
-    bindparam("cacheds", type_=ARRAY(Integer)),
-    bindparam("completions", type_=ARRAY(Integer)),
-    bindparam("reasonings", type_=ARRAY(Integer)),
-)
+""")
 
 
 def _arguments(lease: Lease, results: Sequence[Result]) -> dict[str, object]:
@@ -106,14 +97,21 @@ def _arguments(lease: Lease, results: Sequence[Result]) -> dict[str, object]:
         "first_position": lease.first_position,
         "epoch": lease.epoch,
         "owner": lease.owner,
-        "line_numbers": [result.line_no for result in results],
-        "oks": [result.is_ok for result in results],
-        "statuses": [result.status for result in results],
-        "bodies": [result.body for result in results],
-        "prompts": [result.usage.prompt_tokens for result in results],
-        "cacheds": [result.usage.cached_tokens for result in results],
-        "completions": [result.usage.completion_tokens for result in results],
-        "reasonings": [result.usage.reasoning_tokens for result in results],
+        "results": orjson.dumps([_record(result) for result in results]).decode(),
+    }
+
+
+def _record(result: Result) -> dict[str, object]:
+    """A row for `json_to_recordset`: the driver writes arrays sign by sign in Python, JSON is written at once."""
+    return {
+        "line_no": result.line_no,
+        "ok": result.is_ok,
+        "status": result.status,
+        "body": result.body,
+        "prompt": result.usage.prompt_tokens,
+        "cached": result.usage.cached_tokens,
+        "completion": result.usage.completion_tokens,
+        "reasoning": result.usage.reasoning_tokens,
     }
 
 

@@ -53,6 +53,19 @@ class Settings(BaseModel):
     watchdog_seconds: float = Field(
         120, gt=0, description="A model that makes no progress for this long ends its worker."
     )
+    requests_per_minute: int = Field(12_000, ge=1, description="Requests a minute that each key may make.")
+    uploads_at_once: int = Field(16, ge=1, description="Uploads that each key may have under way.")
+    open_batches: int = Field(1_000, ge=1, description="Batches of each key that have not ended.")
+    queued_lines: int = Field(5_000_000, ge=1, description="Lines of each key in batches that have not ended.")
+    stored_bytes: int = Field(100 * 1024**3, ge=1, description="Bytes of files that each project may keep.")
+    retention_days: int = Field(
+        30,
+        ge=0,
+        description="Days after its end, and when its result files are gone, that a batch's lines are deleted.",
+    )
+    webhooks_to_private_addresses: bool = Field(
+        False, description="Let webhooks go to private addresses, and by http without TLS."
+    )
     file_size_max: int = Field(limits.FILE_SIZE_MAX, ge=1, description="Largest upload, in bytes.")
 
     @classmethod

@@ -37,6 +37,13 @@ class FileState(StrEnum):
     READY = "ready"
 
 
+class UploadState(StrEnum):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  # never stored: what is pending and past its time
+
+
 BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
     BatchState.VALIDATING: frozenset({BatchState.FAILED, BatchState.IN_PROGRESS, BatchState.CANCELLING}),
     BatchState.IN_PROGRESS: frozenset({BatchState.FINALIZING, BatchState.CANCELLING}),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import batches, database, direct, files, leases, workers
+from jobs import batches, database, direct, files, leases, retention, uploads, workers
 from jobs.hints import Hints
 from jobs.settings import Settings
 from jobs.states import BatchState
+from jobs.webhooks import Sender, outbox
 
 logger = logging.getLogger(__name__)
 
@@ -37,39 +38,53 @@ class Sweeper:
         self._settings = settings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._sender = Sender(engine, settings)
         self.duties = [
             Duty("lost leases", settings.sweep_seconds, self._sweep_leases),
             Duty("late batches", settings.sweep_seconds, batches.expire),
             Duty("answered batches", settings.sweep_seconds, _close_answered),
             Duty("hints", settings.sweep_seconds, self._hint_again),
             Duty("old files", 60, files.sweep),
+            Duty("old uploads", 60, uploads.sweep),
+            Duty("old uploads", 60, uploads.sweep),
+            Duty("ended batches", 10, self._clear),
             Duty("direct completions", 60, direct.sweep),
+            Duty("old webhook messages", 600, outbox.sweep),
             Duty("silent workers", 600, workers.sweep),
         ]
 
     def start(self) -> None:
         self._thread.start()
+        self._sender.start()
 
     def stop(self) -> None:
         """Stop and wait for the duty under way."""
         self._stop.set()
         self._thread.join(timeout=30)
+        self._sender.stop()
 
     def sweep(self) -> None:
-        """Perform every duty that is due now, each in a transaction of its own."""
+        """Perform every duty that is due now, each in a transaction of its own; the first failure ends it."""
         for duty in self.duties:
-            database.run(self._engine, lambda c, duty=duty: _perform_if_due(c, duty))  # type: ignore[misc]
+            self._do(duty)
+
+    def _do(self, duty: Duty) -> None:
+        database.run(self._engine, lambda c: _perform_if_due(c, duty))
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.sweep_seconds * random.uniform(0.7, 1.3)):  # noqa: S311
-            try:
-                self.sweep()
-            except SQLAlchemyError as error:
-                logger.warning("sweep failed", extra={"reason": str(error)})
+            for duty in self.duties:
+                try:
+                    self._do(duty)
+                except SQLAlchemyError as error:  # one duty that cannot be done must not keep the others from it
+                    logger.warning("sweep failed", extra={"duty": duty.name, "reason": str(error)})
 
     def _sweep_leases(self, connection: Connection) -> None:
         if lost := leases.sweep(connection, silent_seconds=self._settings.lease_seconds):
             logger.warning("leases taken back", extra={"batches": lost})
+
+    def _clear(self, connection: Connection) -> None:
+        retention.clear(connection, retention_days=self._settings.retention_days)
 
     def _hint_again(self, connection: Connection) -> None:
         for batch_id, _ in batches.in_states(connection, BatchState.VALIDATING):
@@ -107,8 +122,10 @@ def _models_with_work(connection: Connection) -> list[str]:
     rows = connection.execute(
         text("""
             SELECT DISTINCT b.model FROM batch b
-             WHERE b.state = 'in_progress' AND EXISTS (
-                   SELECT 1 FROM chunk c WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now())
+             CROSS JOIN LATERAL (SELECT 1 FROM chunk c
+                                  WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now()
+                                  LIMIT 1) AS ready
+             WHERE b.state = 'in_progress'
         """)
     )
     return [row[0] for row in rows]

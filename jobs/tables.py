@@ -65,8 +65,25 @@ api_key = Table(
     Column("project_id", ForeignKey("project.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("secret_sha256", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text)),  # what it may do; null: everything
+    Column("requests_per_minute", Integer),  # these four replace the settings of the same names; null: as set there
+    Column("uploads_at_once", Integer),
+    Column("open_batches", Integer),
+    Column("queued_lines", BigInteger),
     born(),
+    moment("expires_at"),
+    moment("last_used_at"),
+    moment("paid_until"),  # the requests made so far are paid for until then, at the pace allowed
     moment("revoked_at"),
+)
+
+upload_permit = Table(
+    "upload_permit",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),  # for what ended without giving it back
+    Index(None, "key_id"),
 )
 
 file = Table(
@@ -97,6 +114,7 @@ batch = Table(
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("public_id", Text, nullable=False, unique=True),
     Column("project_id", ForeignKey("project.id"), nullable=False),
+    Column("key_id", Text),  # whose limits it counts against
     Column("is_direct", Boolean, nullable=False, server_default="false"),  # one chat completion, no files
     Column("endpoint", Text, nullable=False),
     Column("completion_window", Text, nullable=False),
@@ -130,6 +148,7 @@ batch = Table(
     moment("expired_at"),
     moment("cancelling_at"),
     moment("cancelled_at"),
+    moment("cleared_at"),  # its requests, chunks and results are deleted
     UniqueConstraint("project_id", "idempotency_key"),
     Index(None, "project_id", "id"),
     Index(
@@ -137,6 +156,7 @@ batch = Table(
         "state",
         postgresql_where=text("state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
     ),
+    Index("batch_uncleared_idx", "id", postgresql_where=text("cleared_at IS NULL AND NOT is_direct")),
 )
 
 request = Table(
@@ -215,4 +235,58 @@ tick = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("next_at", DateTime(timezone=True), nullable=False),
+)
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", ForeignKey("project.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),  # kept as it is: a signature cannot be made from a digest
+    Column("events", ARRAY(Text), nullable=False),
+    born(),
+)
+
+webhook_delivery = Table(
+    "webhook_delivery",
+    metadata,
+    Column("event_id", Text, primary_key=True),  # one for all endpoints and all tries
+    Column("webhook_id", ForeignKey("webhook.id", ondelete="CASCADE"), primary_key=True),
+    Column("event", Text, nullable=False),
+    Column("batch_public_id", Text, nullable=False),
+    born(),
+    count("tries"),
+    moment("next_at"),  # null: delivered or given up
+    moment("delivered_at"),
+    Column("failure", Text),  # of the last try
+    Index("webhook_delivery_due_idx", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", ForeignKey("project.id"), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),  # what its parts must come to
+    Column("file_lifetime_seconds", Integer),
+    Column("state", Text, nullable=False),
+    Column("file_id", Text),  # the file it became
+    born(),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Index(None, "expires_at"),
+)
+
+upload_part = Table(
+    "upload_part",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("upload_id", ForeignKey("upload.id", ondelete="CASCADE"), nullable=False),
+    Column("file_id", Text, nullable=False),  # the invisible file that holds its bytes until the upload is complete
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("place", Integer),  # in the complete file, from 0; null: not of it
+    born(),
+    Index(None, "upload_id"),
 )

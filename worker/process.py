@@ -177,6 +177,6 @@ class Process:
         owner = self.owner()
         still = database.run(
             self.ledger,
-            lambda c: leases.renew(c, owner=owner, deadline_seconds=self.settings.lease_seconds),
+            lambda c: leases.renew(c, owner=owner, held=held, deadline_seconds=self.settings.lease_seconds),
         )
         pump.lose(held - still)

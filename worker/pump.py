@@ -5,6 +5,7 @@ Several pumps run in one process and share one engine, so it goes on while a chu
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY = 32_767
 FLUSH_RESULTS = 32
 TRIES = 3
+STORE_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ class Pump:
         """Store what is answered; after the commit of the last, the batch may be over."""
         if not work.answered:
             return
-        state = database.run(self._ledger, lambda c: results.flush(c, work.lease, work.answered))
+        state = self._store(work)
         work.answered.clear()
         if state is None:
             work.is_lost = True
@@ -218,6 +220,20 @@ class Pump:
             batch_id = work.lease.batch_id
             if database.run(self._ledger, lambda c: batches.close_if_answered(c, batch_id)):
                 self._hints.finalize(batch_id)
+
+    def _store(self, work: Work) -> ChunkState | None:
+        """Flush; while the database cannot take them, as on a full disk, answers wait as long as the lease lasts."""
+        while True:
+            try:
+                return database.run(self._ledger, lambda c: results.flush(c, work.lease, work.answered))
+            except sqlalchemy.exc.DBAPIError as error:
+                if not (database.is_disk_full(error) or database.is_passing(error)) or self._is_drained:
+                    raise
+                facts = {"batch": work.batch.public_id, "lines": len(work.answered), "reason": str(error.orig)}
+                logger.warning("answers wait for the database", extra=facts)
+            if work.is_lost:
+                return None
+            time.sleep(STORE_AGAIN_SECONDS)
 
 
 def _result(line_no: int, answer: Answer) -> Result:

@@ -15,8 +15,10 @@ def models() -> None:
 @models.command()
 @click.argument("source")
 @click.option("--name", help="What to call it; default: the source's own name.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32 for CPUs, fp16 for NVIDIA GPUs.")
-def add(source: str, name: str | None, precision: str) -> None:
+@click.option(
+    "--precision", help="int8 or fp32 for CPUs, fp16 for NVIDIA GPUs; the fastest of this machine if not given."
+)
+def add(source: str, name: str | None, precision: str | None) -> None:
     """Fetch and convert a model. SOURCE is a known name, such as smollm2-135m, or a .gguf file."""
     folder = worker_models.add(
         source,
@@ -30,13 +32,16 @@ def add(source: str, name: str | None, precision: str) -> None:
 
 @models.command(name="list")
 def list_() -> None:
-    """Show the models that are installed."""
-    found = worker_models.list_models(operate.models_dir(commands.read_quietly()))
-    if not found:
-        commands.say("No model is installed; add one with: gristmill models add smollm2-135m")
-        return
-    rows = [(folder.name, folder.manifest.precision, screen.size(folder.size_bytes)) for folder in found]
-    click.echo(screen.table(("NAME", "PRECISION", "SIZE"), rows))
+    """Show the models that are installed, and what is wrong with those that are damaged."""
+    directory = operate.models_dir(commands.read_quietly())
+    found, damaged = worker_models.list_models(directory), worker_models.list_damaged(directory)
+    if found:
+        rows = [(folder.name, folder.manifest.precision, screen.size(folder.size_bytes)) for folder in found]
+        click.echo(screen.table(("NAME", "PRECISION", "SIZE"), rows))
+    elif not damaged:
+        commands.say(operate.NO_MODEL)
+    for damage in damaged:
+        commands.say(str(damage))
 
 
 @models.command()

@@ -1,24 +1,22 @@
 """The parts of a Gristmill, one process each, for operators who start them by their own means."""
 
+import contextlib
 import ipaddress
 import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import click
-import sqlalchemy
-from sqlalchemy import select
 
 from gristmill import operate
 from gristmill.commands import settings as commands
 from gristmill.faults import Fault
-from jobs import database, logs
-from jobs import keys as api_keys
+from jobs import database, keys, logs
 from jobs import migrate as migrations
 from jobs.settings import Settings
-from jobs.tables import api_key
 
 PARENT_SECONDS = 1.0
 GRACE_SECONDS = 10
@@ -51,14 +49,16 @@ def api(host: str, port: int, uds: Path | None, parent_pid: int | None) -> None:
     _end_with(parent_pid)
     assert settings.database_url is not None
     assert settings.broker_url is not None
-    ledger = database.connect(settings.database_url, connections=settings.database_connections)
-    migrations.check(ledger)
-    if uds is None and not is_loopback(host) and not _has_key(ledger):
-        raise Fault(f"No key exists, so nobody could use the API on {host}; make one with: gristmill keys create")
-    if uds is None:
-        operate.refuse_taken_port(host, port)
-    hints = Hints(settings.broker_url)
-    try:
+    with contextlib.ExitStack() as ending:
+        ledger = database.connect(settings.database_url, connections=settings.database_connections)
+        ending.callback(ledger.dispose)
+        migrations.check(ledger)
+        if uds is None and not is_loopback(host) and not database.run(ledger, keys.exists):
+            raise Fault(f"No key exists, so nobody could use the API on {host}; make one with: gristmill keys create")
+        if uds is None:
+            operate.refuse_taken_port(host, port)
+        hints = Hints(settings.broker_url)
+        ending.callback(hints.close)
         uvicorn.run(
             create_app(ledger, hints, settings),
             host=host,
@@ -69,9 +69,6 @@ def api(host: str, port: int, uds: Path | None, parent_pid: int | None) -> None:
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-    finally:
-        hints.close()
-        ledger.dispose()
 
 
 @click.command()
@@ -82,41 +79,15 @@ def worker(model: str | None, is_io: bool, parent_pid: int | None) -> None:
     """Run one worker, for a model or for files, until it is told to stop."""
     if is_io == (model is not None):
         raise click.UsageError("Choose one of --model NAME and --io.")
+    from celery.exceptions import SecurityWarning
+
     from worker import process
 
     settings = _settled("worker")
+    # Its advice against root is about tasks sent as pickle; ours are ids in JSON.
+    warnings.simplefilter("ignore", SecurityWarning)
     _end_with(parent_pid)
     raise SystemExit(process.serve(settings, model=model, is_io=is_io))
-
-
-@click.group()
-def keys() -> None:
-    """Make and revoke the keys of callers."""
-
-
-@keys.command()
-@click.option("--name", required=True, help="Whose key it is, for your own records.")
-@click.option("--project", default=api_keys.DEFAULT_PROJECT, show_default=True, help="What its batches belong to.")
-def create(name: str, project: str) -> None:
-    """Print a new key; it cannot be shown again."""
-    with operate.servers(commands.read_quietly(), commands.say) as (settings, _):
-        assert settings.database_url is not None
-        migrations.upgrade(settings.database_url)
-        with operate.ledger(settings) as ledger:
-            made = database.run(ledger, lambda c: api_keys.create(c, name=name, project_id=project))
-    click.echo(made)
-
-
-@keys.command()
-@click.argument("key_id", metavar="ID")
-def revoke(key_id: str) -> None:
-    """Refuse a key from now on. ID is the part between the underscores: gm_ID_..."""
-    wanted = key_id.split("_")[1] if key_id.startswith("gm_") else key_id
-    with operate.servers(commands.read_quietly(), commands.say) as (settings, _), operate.ledger(settings) as ledger:
-        migrations.check(ledger)
-        if not database.run(ledger, lambda c: api_keys.revoke(c, wanted)):
-            raise Fault(f"There is no key '{wanted}' to revoke.")
-    commands.say(f"The key {wanted} is refused from now on.")
 
 
 def is_loopback(host: str) -> bool:
@@ -137,11 +108,6 @@ def _settled(command: str) -> Settings:
         raise Fault(f"`gristmill {command}` needs {missing}; `gristmill up` brings servers of its own.")
     logs.configure(settings.log_level)
     return settings
-
-
-def _has_key(ledger: sqlalchemy.Engine) -> bool:
-    query = select(api_key.c.id).where(api_key.c.revoked_at.is_(None)).limit(1)
-    return database.run(ledger, lambda c: c.execute(query).first() is not None)
 
 
 def _end_with(parent: int | None) -> None:

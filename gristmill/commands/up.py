@@ -1,5 +1,7 @@
 """`gristmill up`: a whole Gristmill in the foreground."""
 
+import shlex
+
 import click
 
 from gristmill import operate
@@ -20,6 +22,8 @@ def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
     settings = commands.read_quietly()
     names = operate.installed(settings, models)
     operate.refuse_taken_port(host, port)
+    key_file = settings.data_dir / "api-key"
+    known = key_file.read_text("utf-8").strip() if key_file.exists() else ""
     try:
         with operate.operation(settings, say=commands.say, is_verbose=verbose) as running:
             running.start("api", "api", "--host", host, "--port", str(port))
@@ -27,7 +31,8 @@ def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
             url = _url(host, port)
             with Client(url, running.key) as client:
                 running.wait_until(client.is_healthy)
-            click.echo(_welcome(url, running.key, names[0]))
+            shown = running.key if running.key != known else f"$(cat {shlex.quote(str(key_file))})"
+            click.echo(_welcome(url, shown, names[0]))
             while True:
                 running.rest(FOREVER_SECONDS)
     except KeyboardInterrupt:
@@ -40,12 +45,13 @@ def _url(host: str, port: int) -> str:
 
 
 def _welcome(url: str, key: str, model: str) -> str:
-    body = f'{{"model": "{model}", "max_tokens": 32, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    """What to do next. `key` is the key itself where it is new, else how a shell finds it: it is shown once."""
+    body = f'{{"model": "{model}", "temperature": 0, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     return (
         f"Gristmill is ready (Ctrl-C stops it).\n\n"
         f"  URL      {url}/v1\n"
         f"  API key  {key}\n\n"
         f"Try it:\n"
-        f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\\n"
+        f'  curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\\n'
         f"    -H 'Content-Type: application/json' -d '{body}'"
     )

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from jobs.api import batches, chat, errors, files, health, models
+from jobs.api import batches, chat, errors, files, health, models, schema, uploads
 from jobs.api.services import Services
 from jobs.hints import Hints
 from jobs.settings import Settings
@@ -14,6 +14,10 @@ ROUTES = (
     ("GET", "/v1/files/{file_id}", files.get),
     ("DELETE", "/v1/files/{file_id}", files.delete),
     ("GET", "/v1/files/{file_id}/content", files.content),
+    ("POST", "/v1/uploads", uploads.create),
+    ("POST", "/v1/uploads/{upload_id}/parts", uploads.add_part),
+    ("POST", "/v1/uploads/{upload_id}/complete", uploads.complete),
+    ("POST", "/v1/uploads/{upload_id}/cancel", uploads.cancel),
     ("POST", "/v1/batches", batches.create),
     ("GET", "/v1/batches", batches.find),
     ("GET", "/v1/batches/{batch_id}", batches.get),
@@ -39,4 +43,5 @@ def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
     for method, path, endpoint in ROUTES:
         app.add_api_route(path, endpoint, methods=[method])
     errors.register(app)
+    schema.register(app)
     return app

@@ -1,27 +1,95 @@
-"""Who asks: the key in the Authorization header decides whose objects a request may see."""
+"""Who asks: the key in the Authorization header decides whose objects a request may see, and how much it may ask."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated
+from uuid import UUID
 
+import anyio
+import sqlalchemy
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
-from jobs import database, keys
-from jobs.api.services import WithServices
+from jobs import database, keys, quotas
+from jobs.api.services import Services, WithServices
 from jobs.errors import BadRequest
-from jobs.keys import Caller
+from jobs.keys import Caller, Limits, Scope
+
+EVERYTHING = frozenset(Scope)
 
 
-def caller_of(request: Request, services: WithServices) -> Caller:
-    """The caller behind the request. Unauthenticated without a key that we know.
+async def caller_of(request: Request, services: WithServices) -> AsyncIterator[Caller]:
+    """The caller behind the request, with the limits that hold for it.
 
-    The address is checked here too, since every route with an id in it comes by: Postgres stores no U+0000.
+    Unauthenticated without a key that we know, Forbidden where the key is not for this, TooMany where it asks
+    for more than it may. An upload holds a permit until it is answered. The address is checked here too, since
+    every route with an id in it comes by: Postgres stores no U+0000.
     """
     if "\0" in request.url.path or "%00" in request.url.query:
         raise BadRequest("Invalid URL: it must not contain the character U+0000.", code="invalid_value")
     key = _bearer(request.headers.get("authorization", ""))
-    return database.run(services.engine, lambda connection: keys.authenticate(connection, key))
+    caller, limits = await run_in_threadpool(_admit, services, key)
+    for scope in sorted(scopes_for(request.method, request.url.path)):
+        caller.require(scope)
+    if not is_upload(request.method, request.url.path):
+        yield caller
+        return
+    size = request.headers.get("content-length", "")
+    permit = await run_in_threadpool(
+        _permit, services, caller, limits, int(size) if size.isascii() and size.isdigit() else 0
+    )
+    try:
+        yield caller
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(database.run, services.engine, lambda c: quotas.end_upload(c, permit))
 
 
 ByCaller = Annotated[Caller, Depends(caller_of)]
+
+
+def scopes_for(method: str, path: str) -> frozenset[Scope]:
+    """What a key must be for, to be let through to a route; a route that nobody thought of here needs all."""
+    is_read = method in ("GET", "HEAD")
+    match path.split("/")[1:]:
+        case ["v1", "models", *_]:
+            return frozenset()
+        case ["v1", "files", _, "content"]:
+            return frozenset({Scope.RESULTS_READ})
+        case ["v1", "files" | "uploads", *_]:
+            return frozenset({Scope.BATCHES_READ if is_read else Scope.FILES_WRITE})
+        case ["v1", "batches", *_]:
+            return frozenset({Scope.BATCHES_READ if is_read else Scope.BATCHES_WRITE})
+        case ["v1", "chat", *_]:
+            return frozenset({Scope.CHAT_WRITE})
+    return EVERYTHING
+
+
+def is_upload(method: str, path: str) -> bool:
+    """Whether a request brings bytes that will be kept."""
+    match method, path.split("/")[1:]:
+        case ("POST", ["v1", "files"]) | ("POST", ["v1", "uploads", _, "parts"]):
+            return True
+    return False
+
+
+def _admit(services: Services, key: str | None) -> tuple[Caller, Limits]:
+    def admit(connection: sqlalchemy.Connection) -> tuple[Caller, Limits]:
+        caller = keys.authenticate(connection, key)
+        limits = caller.limits.over(services.settings)
+        assert limits.requests_per_minute is not None
+        quotas.pay(connection, caller.key_id, requests_per_minute=limits.requests_per_minute)
+        return caller, limits
+
+    return database.run(services.engine, admit)
+
+
+def _permit(services: Services, caller: Caller, limits: Limits, size: int) -> UUID:
+    def permit(connection: sqlalchemy.Connection) -> UUID:
+        quotas.refuse_bytes(connection, caller.project_id, more=size, stored_bytes=services.settings.stored_bytes)
+        assert limits.uploads_at_once is not None
+        return quotas.begin_upload(connection, caller.key_id, uploads_at_once=limits.uploads_at_once)
+
+    return database.run(services.engine, permit)
 
 
 def _bearer(header: str) -> str | None:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request
 from pydantic import ValidationError
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from jobs import batches, database
+from jobs import batches, database, quotas
 from jobs.api.auth import ByCaller
 from jobs.api.body import read_object
 from jobs.api.query import Integer
@@ -46,9 +47,14 @@ async def create(
     order = _order(await read_object(request))
     # Without a key of its own an order gets one: a transaction whose COMMIT was lost is run again.
     key = idempotency_key or f"once {secrets.token_hex(16)}"
-    made = await run_in_threadpool(
-        database.run, services.engine, lambda c: batches.create(c, caller.project_id, order, idempotency_key=key)
-    )
+    open_batches = caller.limits.open_batches or services.settings.open_batches
+
+    def make(connection: Connection) -> batches.Batch:
+        made = batches.create(connection, caller.project_id, order, idempotency_key=key, key_id=caller.key_id)
+        quotas.refuse_batches(connection, caller.key_id, open_batches=open_batches)
+        return made
+
+    made = await run_in_threadpool(database.run, services.engine, make)
     services.hints.ingest(made.id)
     return on_wire(made)
 
@@ -112,7 +118,7 @@ def _order(body: dict[str, object]) -> CreateBatch:
     try:
         order = CreateBatch.model_validate(body)
     except ValidationError as error:
-        raise refusal_of(error) from None
+        raise refusal_of(error, known=CreateBatch.model_fields) from None
     if "\0" in order.input_file_id:
         raise BadRequest(
             "Invalid 'input_file_id': it must not contain the character U+0000.",

@@ -4,15 +4,15 @@ import orjson
 from fastapi import Request
 
 from jobs.contract import limits
-from jobs.errors import BadRequest, TooLarge
+from jobs.errors import BadRequest, TooLarge, UnsupportedType
 
 
 async def read_object(request: Request) -> dict[str, object]:
-    """The JSON object that was sent. BadRequest for anything else, TooLarge over the limit."""
+    """The JSON object that was sent. BadRequest or UnsupportedType for anything else, TooLarge over the limit."""
     refuse_encoding(request)
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise BadRequest(f"Unsupported content type: '{kind}'. Expected 'application/json'.")
+        raise UnsupportedType(f"Unsupported content type: '{kind}'. Expected 'application/json'.")
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -22,10 +22,10 @@ async def read_object(request: Request) -> dict[str, object]:
 
 
 def refuse_encoding(request: Request) -> None:
-    """BadRequest for a compressed body: its real size is not known before it is unpacked."""
+    """UnsupportedType for a compressed body: its real size is not known before it is unpacked."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
-        raise BadRequest(f"Unsupported content encoding: '{encoding}'. Send the body as it is.")
+        raise UnsupportedType(f"Unsupported content encoding: '{encoding}'. Send the body as it is.")
 
 
 def _object(content: bytes) -> dict[str, object]:

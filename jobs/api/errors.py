@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs import database
+from jobs.api.ranges import Unsatisfiable
 from jobs.contract.errors import describe, envelope
-from jobs.errors import BadRequest, Conflict, Failed, NotFound, Refusal, Unauthenticated, Unavailable
+from jobs.errors import BadRequest, Conflict, Failed, NotFound, Refusal, TooMany, Unauthenticated, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ def register(app: FastAPI) -> None:
 def refuse(refusal: Refusal, *, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to a refused request."""
     known = HEADERS.get(type(refusal), {})
+    if isinstance(refusal, TooMany):
+        known = {"retry-after": str(refusal.retry_seconds)}
+    elif isinstance(refusal, Unsatisfiable):
+        known = {"content-range": f"bytes */{refusal.size_bytes}"}
     return JSONResponse(envelope(refusal), status_code=status or refusal.status, headers={**known, **(headers or {})})
 
 

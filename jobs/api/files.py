@@ -1,22 +1,26 @@
 """/v1/files: bytes in and bytes out; the upload itself is in `upload`."""
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from jobs import database, files
 from jobs.api import upload
 from jobs.api.auth import ByCaller
+from jobs.api.form import FIELDS, FILE
 from jobs.api.query import Integer
+from jobs.api.ranges import Stretch, stretch_of
 from jobs.api.services import WithServices
 from jobs.contract.file import File, FileDeleted, FileList
 
 
 async def create(request: Request, services: WithServices, caller: ByCaller) -> File:
     """Keep the file of a form."""
-    return on_wire(await upload.receive(request, services, caller.project_id))
+    form = upload.open_form(request, size_max=services.settings.file_size_max, file_field=FILE, fields=FIELDS)
+    return on_wire(await upload.receive(request, services, caller.project_id, form, upload.check_file))
 
 
 def find(
@@ -52,16 +56,29 @@ def delete(file_id: str, services: WithServices, caller: ByCaller) -> FileDelete
     return FileDeleted(id=file_id)
 
 
-def content(file_id: str, services: WithServices, caller: ByCaller) -> StreamingResponse:
-    """The bytes of a file, one part in memory at a time."""
+def content(file_id: str, request: Request, services: WithServices, caller: ByCaller) -> Response:
+    """The bytes of a file, or those of its `Range`, one piece in memory at a time."""
     file = database.run(services.engine, lambda c: files.get(c, caller.project_id, file_id))
+    tag = f'"{file.id}"'  # a file never changes
+    headers = {
+        "accept-ranges": "bytes",
+        "etag": tag,
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",  # RFC 5987
+    }
+    if tag in re.split(r"\s*,\s*", request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=headers)
+    is_meant = request.headers.get("if-range", tag) == tag
+    wanted = stretch_of(request.headers.get("range") if is_meant else None, file.size_bytes)
+    if wanted is None:
+        status, wanted = 200, Stretch(0, file.size_bytes)
+    else:
+        status = 206
+        headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{file.size_bytes}"
     return StreamingResponse(
-        files.read(services.engine, file.id),
+        files.read(services.engine, file.id, start=wanted.start, stop=wanted.stop),
+        status_code=status,
         media_type="application/octet-stream",
-        headers={
-            "content-length": str(file.size_bytes),
-            "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",  # RFC 5987
-        },
+        headers={**headers, "content-length": str(wanted.stop - wanted.start)},
     )
 
 

@@ -1,10 +1,12 @@
 """A multipart form, read as it arrives: bytes in, fields and the bytes of one file out. Knows no database."""
 
+from collections.abc import Collection
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from jobs.contract import limits
-from jobs.errors import BadRequest, TooLarge
+from jobs.errors import BadRequest, TooLarge, UnsupportedType
 
 FILE = "file"
 EXPIRY = {"anchor": "expires_after[anchor]", "seconds": "expires_after[seconds]"}
@@ -14,13 +16,20 @@ FIELDS = frozenset({"purpose", *EXPIRY.values()})
 class Form:
     """Fields in any order, and at most one file, of which only what `take` has not fetched is held."""
 
-    def __init__(self, content_type: str, *, size_max: int) -> None:
-        """BadRequest unless `content_type` is a form's. `size_max` is the file's, in bytes."""
+    def __init__(
+        self, content_type: str, *, size_max: int, file_field: str = FILE, fields: Collection[str] = FIELDS
+    ) -> None:
+        """UnsupportedType unless `content_type` is a form's. `size_max` is the file's, in bytes.
+
+        The file stands in `file_field`; beside it there may be `fields`.
+        """
         self.fields: dict[str, str] = {}
         self.has_file = False
         self.filename: str | None = None
         self.file_size = 0
         self.pending = bytearray()
+        self.file_field = file_field
+        self._known = fields
         self._size_max = size_max
         self._is_complete = False
         self._header_name, self._header_value = bytearray(), bytearray()
@@ -50,7 +59,7 @@ class Form:
     def _open(self, content_type: str) -> MultipartParser:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise BadRequest(
+            raise UnsupportedType(
                 f"Unsupported content type: '{content_type}'. Expected 'multipart/form-data' with a boundary."
             )
         try:
@@ -91,17 +100,17 @@ class Form:
         if b"name" not in options:
             raise _malformed("a part has no name")
         self._name = options[b"name"].decode(errors="replace")
-        if self._name == FILE and not self.has_file:
+        if self._name == self.file_field and not self.has_file:
             self.has_file = True
             self.filename = _filename(options.get(b"filename", b""))
-        elif self._name in self.fields or self._name == FILE:
+        elif self._name in self.fields or self._name == self.file_field:
             raise BadRequest(f"Duplicate parameter: '{self._name}'.", code="invalid_value", param=self._name)
-        elif self._name not in FIELDS:
+        elif self._name not in self._known:
             shown = self._name[:100]
             raise BadRequest(f"Unknown parameter: '{shown}'.", code="unknown_parameter", param=shown)
 
     def _on_part_data(self, content: bytes, start: int, end: int) -> None:
-        if self._name == FILE:
+        if self._name == self.file_field:
             self.file_size += end - start
             if self.file_size > self._size_max:
                 raise TooLarge(f"The file is larger than {self._size_max} bytes, the most a file may have.")
@@ -114,7 +123,7 @@ class Form:
             )
 
     def _on_part_end(self) -> None:
-        if self._name != FILE:
+        if self._name != self.file_field:
             self.fields[self._name] = self._value.decode(errors="replace")
 
     def _on_end(self) -> None:

@@ -1,22 +1,25 @@
-"""An upload: a form that is stored while it arrives, so that memory holds one part of the file and no more."""
+"""A form with a file, stored while it arrives, so that memory holds one piece of the file and no more."""
 
 import logging
-from typing import Literal
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import anyio
+import orjson
 import sqlalchemy.exc
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from jobs import database, files
 from jobs.api.body import refuse_encoding
-from jobs.api.form import EXPIRY, FILE, Form
+from jobs.api.form import EXPIRY, Form
 from jobs.api.query import digits
 from jobs.api.services import Services
 from jobs.contract import limits
-from jobs.contract.batch import OutputExpiry
 from jobs.contract.errors import refusal_of
+from jobs.contract.upload import CreateFile
 from jobs.errors import BadRequest, TooLarge
 
 logger = logging.getLogger(__name__)
@@ -24,32 +27,23 @@ logger = logging.getLogger(__name__)
 FILENAME = "upload.jsonl"
 FRAME_SIZE = 64 * 1024  # the most that a form adds around its file
 
-
-class CreateFile(BaseModel):
-    """The fields of the form of POST /v1/files, without the file."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    purpose: Literal["batch", "assistants", "fine-tune", "vision", "user_data", "evals"]
-    expires_after: OutputExpiry | None = None
-
-    @property
-    def lifetime_seconds(self) -> int | None:
-        if self.expires_after is not None:
-            return self.expires_after.seconds
-        return limits.FILE_LIFETIME_SECONDS if self.purpose == "batch" else None
+Answer = TypeVar("Answer")
+Publish = Callable[[Connection, files.Writer], Answer]
 
 
-class Upload:
-    """The stored side of one form: nothing is written before the first part is full."""
+class Incoming(Generic[Answer]):
+    """The stored side of one form: nothing is written before the first piece is full."""
 
-    def __init__(self, services: Services, project_id: str, form: Form) -> None:
+    def __init__(
+        self, services: Services, project_id: str, form: Form, check: Callable[[Form], Publish[Answer]]
+    ) -> None:
         self._services = services
         self._project_id = project_id
         self._form = form
+        self._check = check
         self._writer: files.Writer | None = None
 
-    def store(self) -> None:
+    def store(self) -> files.Writer:
         """Write what has arrived."""
         if self._writer is None:
             self._writer = files.Writer(
@@ -59,18 +53,17 @@ class Upload:
                 filename=self._form.filename or FILENAME,
             )
         self._writer.write(self._form.take())
+        return self._writer
 
-    def publish(self) -> files.File:
-        """Check the whole form and make its file visible."""
-        order = _order(self._form)
-        self.store()
-        writer = self._writer
-        assert writer is not None
+    def end(self) -> Answer:
+        """Check the whole form, and publish what it brought."""
+        if not self._form.has_file:
+            name = self._form.file_field
+            raise BadRequest(f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
+        publish = self._check(self._form)
+        writer = self.store()
         writer.finish()
-        return database.run(
-            self._services.engine,
-            lambda c: files.publish(c, writer, lifetime_seconds=order.lifetime_seconds, purpose=order.purpose),
-        )
+        return database.run(self._services.engine, lambda c: publish(c, writer))
 
     def discard(self) -> None:
         """Take back what was written; where that fails, the sweeper will."""
@@ -82,37 +75,39 @@ class Upload:
             logger.warning("upload not discarded", extra={"file": self._writer.id, "reason": str(error)})
 
 
-async def receive(request: Request, services: Services, project_id: str) -> files.File:
-    """Store the file of the form that is being sent. Nothing stays of one that is refused or broken off."""
-    refuse_encoding(request)
-    size_max = services.settings.file_size_max
-    _refuse_length(request.headers.get("content-length", ""), size_max)
-    form = Form(request.headers.get("content-type", ""), size_max=size_max)
-    upload = Upload(services, project_id, form)
+async def receive(
+    request: Request, services: Services, project_id: str, form: Form, check: Callable[[Form], Publish[Answer]]
+) -> Answer:
+    """Store the file of the form that is being sent. Nothing stays of one that is refused or broken off.
+
+    `check` looks at the whole form, raises what is wrong with it, and gives the last step: what makes the stored
+    bytes visible, in one transaction.
+    """
+    incoming = Incoming(services, project_id, form, check)
     try:
         async for content in request.stream():
             form.feed(content)
             if len(form.pending) >= files.PART_SIZE:
-                await run_in_threadpool(upload.store)
+                await run_in_threadpool(incoming.store)
         form.finish()
-        return await run_in_threadpool(upload.publish)
+        return await run_in_threadpool(incoming.end)
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await run_in_threadpool(upload.discard)
+            await run_in_threadpool(incoming.discard)
         raise
 
 
-def _refuse_length(content_length: str, size_max: int) -> None:
-    """TooLarge before the first byte, where the length was told."""
-    length = digits(content_length)
+def open_form(request: Request, *, size_max: int, file_field: str, fields: frozenset[str]) -> Form:
+    """The form of a request, before its first byte. TooLarge where its told length is too much already."""
+    refuse_encoding(request)
+    length = digits(request.headers.get("content-length", ""))
     if isinstance(length, int) and length > size_max + FRAME_SIZE:
         raise TooLarge(f"The file is larger than {size_max} bytes, the most a file may have.")
+    return Form(request.headers.get("content-type", ""), size_max=size_max, file_field=file_field, fields=fields)
 
 
-def _order(form: Form) -> CreateFile:
-    """The fields, checked, and the file with them. BadRequest for the first fault."""
-    if not form.has_file:
-        raise BadRequest(f"Missing required parameter: '{FILE}'.", code="missing_required_parameter", param=FILE)
+def check_file(form: Form) -> Publish[files.File]:
+    """BadRequest for the first fault of a form of POST /v1/files."""
     values: dict[str, object] = {}
     if "purpose" in form.fields:
         values["purpose"] = form.fields["purpose"]
@@ -124,13 +119,38 @@ def _order(form: Form) -> CreateFile:
     except ValidationError as error:
         raise refusal_of(error) from None
     if order.purpose == "batch":
-        _refuse_unfit(form)
-    return order
+        refuse_name(form.filename or FILENAME)
+        _refuse_content(form)
+    return lambda connection, writer: files.publish(
+        connection, writer, lifetime_seconds=order.lifetime_seconds, purpose=order.purpose
+    )
 
 
-def _refuse_unfit(form: Form) -> None:
-    """What can be told of a batch's input without reading it."""
-    if not (form.filename or FILENAME).endswith(".jsonl"):
+def refuse_name(filename: str) -> None:
+    """BadRequest unless a batch's input goes by the right name."""
+    if not filename.endswith(".jsonl"):
         raise BadRequest("Invalid file format for Batch API. Must be .jsonl")
+
+
+def _refuse_content(form: Form) -> None:
+    """What can be told of a batch's input at a glance: that it is empty, or one line that is not JSON.
+
+    As at OpenAI, a file with more lines is taken, and its faults are told by the batch.
+    """
     if form.file_size == 0:
         raise BadRequest("Invalid file format for Batch API. The file is empty; expected .jsonl with a request a line.")
+    if form.file_size > len(form.pending):  # the beginning is stored: it is long
+        return
+    lines = [
+        line for line in files.lines([bytes(form.pending)], size_max=limits.LINE_SIZE_MAX) if line and line.strip()
+    ]
+    if len(lines) < 2 and not (lines and _is_json(lines[0])):
+        raise BadRequest("Invalid file format for Batch API. Must be .jsonl, with a JSON object a line.")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -29,8 +29,8 @@ class CreateBatch(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     input_file_id: str = Field(min_length=1, max_length=256)
-    endpoint: str
-    completion_window: str
+    endpoint: str = Field(json_schema_extra={"enum": [ENDPOINT]})
+    completion_window: str = Field(json_schema_extra={"pattern": f"^{WINDOW.pattern}$"})
     metadata: Metadata | None = None
     output_expires_after: OutputExpiry | None = None
 
@@ -106,7 +106,9 @@ class Batch(BaseModel):
     errors: FaultList | None
     input_file_id: str
     completion_window: str
-    status: str
+    status: Literal[
+        "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+    ]
     output_file_id: str | None
     error_file_id: str | None
     created_at: int

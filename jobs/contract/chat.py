@@ -1,96 +1,55 @@
-"""The chat completion on the wire: the parameters we honour, checked strictly.
+"""The body of a chat completion on the wire, checked strictly and in OpenAI's order.
 
-Strict: `"1"` is no integer and `true` is no number, as at OpenAI. The order of the fields is the order
-in which OpenAI checks them. What is known to OpenAI and not yet honoured here is refused by name, never
-ignored.
+Strict: `"1"` is no integer and `true` is no number, as at OpenAI. The order of the fields is the order in
+which OpenAI checks them, and the first fault is the one that is told. What is known to OpenAI and not yet
+honoured here is refused by name, in `unserved`, and never ignored.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, field_validator
+from pydantic import Field, StringConstraints, Tag, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.contract import limits
+from jobs.contract import limits, tools, unserved
+from jobs.contract.errors import refusal_of
+from jobs.contract.messages import Message
 from jobs.contract.metadata import Metadata
-from jobs.errors import BadRequest
+from jobs.contract.tools import Function, Name, Named, TextFormat, Tool, ToolChoice, Tools
+from jobs.contract.variants import Strict, by_type, text_or_list, text_or_object
 
 Decimal = Annotated[float, Field(allow_inf_nan=False)]
+Penalty = Annotated[Decimal, Field(ge=-2.0, le=2.0)]
+Bias = Annotated[Decimal, Field(ge=-100.0, le=100.0)]
 Stop = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=limits.STOP_CHARACTERS_MAX)]
 
-UNSUPPORTED = frozenset(
-    {
-        "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "modalities",
-        "moderation", "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort",
-        "tool_choice", "tools", "top_logprobs", "verbosity", "web_search_options",
-    }
-)  # fmt: skip
-HARMLESS: dict[str, tuple[object, ...]] = {  # values of the above that ask for nothing
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logprobs": (None, False),
-    "top_logprobs": (None,),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none"),
-    "modalities": (None, ["text"]),
-}
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
 
 
-def _text_or_list(value: object) -> str | None:
-    """Which of the two a value is; in angle brackets, which `errors.path_of` leaves out."""
-    if isinstance(value, str):
-        return "<text>"
-    return "<list>" if isinstance(value, list) else None
+class JsonSchema(Strict):
+    name: Name
+    description: str | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    strict: bool | None = None
 
 
-def _either(what: str) -> Discriminator:
-    """Chooses between text and a list by the value's own type, so that a fault names just the one meant."""
-    return Discriminator(
-        _text_or_list,
-        custom_error_type="neither",
-        custom_error_message=f"one of a string or array of {what}",
-    )
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-OTHER_PARTS = ("image_url", "input_audio", "file", "refusal")
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    """One turn. `content` is text, or parts of text that are read one after the other."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], _either("objects")]
-    name: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _has_only_text(cls, content: object) -> object:
-        for place, part in enumerate(content if isinstance(content, list) else ()):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind in OTHER_PARTS:
-                context = {"place": place, "part": kind}
-                raise PydanticCustomError("unsupported_part", "part {place} is {part}", context)
-        return content
-
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class ResponseFormat(Strict):
-    type: Literal["text", "json_object"]
+ResponseFormat = Annotated[
+    Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")]
+    | Annotated[TextFormat, Tag("<text>")],
+    by_type("json_object", "json_schema", "text"),
+]
 
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class ChatCompletion(Strict):
@@ -98,6 +57,17 @@ class ChatCompletion(Strict):
 
     model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES_MAX)]
+    functions: Annotated[list[Function], Field(max_length=limits.TOOLS_MAX)] | None = None
+    function_call: (
+        Annotated[
+            Annotated[Literal["none", "auto"], Tag("<text>")] | Annotated[Named, Tag("<object>")],
+            text_or_object("one of a string or object"),
+        ]
+        | None
+    ) = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=limits.CHOICES_MAX)] | None = None
@@ -105,23 +75,63 @@ class ChatCompletion(Strict):
     top_p: Annotated[Decimal, Field(ge=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[Decimal, Field(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=limits.TOP_LOGPROBS_MAX)] | None = None
     stop: (
         Annotated[
             Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(max_length=limits.STOPS_MAX), Tag("<list>")],
-            _either("strings"),
+            text_or_list("strings"),
         ]
         | None
     ) = None
     response_format: ResponseFormat | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: dict[str, object] | None = None
+    prediction: dict[str, object] | None = None
+    moderation: dict[str, object] | None = None
+    web_search_options: dict[str, object] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     user: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    safety_identifier: str | None = None
+    safety_identifier: Annotated[str, Field(max_length=limits.SAFETY_IDENTIFIER_CHARACTERS_MAX)] | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: dict[str, object] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = None
     metadata: Metadata | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _chooses_an_offered_tool(cls, choice: ToolChoice | None, info: ValidationInfo) -> ToolChoice | None:
+        offered: list[Tool] = info.data.get("tools") or []
+        if choice is None or "tools" not in info.data:  # the fault of `tools` itself comes first
+            return choice
+        if not offered and choice != "none":
+            raise PydanticCustomError("needs_tools", "no tools")
+        if missing := tools.absent(choice, offered):
+            raise PydanticCustomError("absent_tool", "no such tool", {"sort": missing[0], "tool": missing[1]})
+        return choice
+
+    @field_validator("parallel_tool_calls")
+    @classmethod
+    def _has_tools(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value is not None and "tools" in info.data and not info.data["tools"]:
+            raise PydanticCustomError("needs_tools", "no tools")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _has_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and "logprobs" in info.data and not info.data["logprobs"]:
+            raise PydanticCustomError("needs_logprobs", "no logprobs")
+        return value
 
     @property
     def answer_tokens_max(self) -> int | None:
@@ -139,13 +149,11 @@ class ChatCompletion(Strict):
                 return tuple(self.stop)
 
 
-def without_unsupported(body: dict[str, object]) -> dict[str, object]:
-    """The body without OpenAI's parameters that ask for nothing here. BadRequest names one that does."""
-    for name in sorted(UNSUPPORTED & body.keys()):
-        if body[name] not in HARMLESS.get(name, (None,)):
-            raise BadRequest(
-                f"Unsupported parameter: '{name}' is not supported with this model.",
-                code="unsupported_parameter",
-                param=name,
-            )
-    return {name: value for name, value in body.items() if name not in UNSUPPORTED}
+def read(body: dict[str, object]) -> ChatCompletion:
+    """The body, checked. BadRequest for the fault that OpenAI would tell, or for what is not honoured here."""
+    try:
+        order = ChatCompletion.model_validate(body)
+    except ValidationError as error:
+        raise refusal_of(error, known=ChatCompletion.model_fields) from None
+    unserved.refuse(body)
+    return order

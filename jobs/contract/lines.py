@@ -4,114 +4,136 @@ Pure: bytes in, values or bytes out.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import orjson
 
 from jobs.contract import limits
 from jobs.contract.batch import Fault
 
-REQUIRED = ("custom_id", "method", "url", "body")
-TYPES: dict[str, tuple[type, str]] = {
-    "custom_id": (str, "a string"),
-    "method": (str, "a string"),
-    "url": (str, "a string"),
-    "body": (dict, "an object"),
-}
 EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
 CANCELLED = ("batch_cancelled", "This request was not executed because the batch was cancelled.")
 
 
-@dataclass(frozen=True, slots=True)
-class InputLine:
-    """What ingest needs of a line."""
+class InputLine(NamedTuple):
+    """What ingest needs of a line, None where the line does not say it, and all its faults.
 
-    custom_id: str
-    model: str
-    messages: object
+    A tuple, since a million of them are made.
+    """
+
+    custom_id: str | None = None
+    model: str | None = None
+    messages: object = None
+    faults: Sequence[Fault] = ()
 
 
-def parse(raw: bytes | None, line_no: int, *, endpoint: str) -> InputLine | Fault:
-    """A line of an input file, or its first fault. `raw` is None where the line was too long to keep.
+def parse(raw: bytes | None, line_no: int, *, endpoint: str) -> InputLine:
+    """A line of an input file. `raw` is None where the line was too long to keep.
 
     Only what makes a line a request of this batch is checked here; a bad parameter inside its body
     fails that line alone, when it runs.
     """
     if raw is None:
-        return Fault(
-            code="line_too_long",
-            message=f"This line is longer than {limits.LINE_SIZE_MAX} bytes, the most a line may have.",
-            line=line_no,
-        )
+        return InputLine(faults=[_too_long(line_no)])
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
         line = None
     if not isinstance(line, dict):
-        return Fault(code="invalid_json_line", message="This line is not parseable as valid JSON.", line=line_no)
-    return (
-        _fault_of_envelope(line, line_no, endpoint)
-        or _fault_of_body(line["body"], line_no)
-        or InputLine(line["custom_id"], line["body"]["model"], line["body"]["messages"])
+        return InputLine(faults=[_not_json(line_no)])
+    custom_id, body = line.get("custom_id"), line.get("body")
+    faults: list[Fault] = []
+    if not is_custom_id(custom_id):
+        faults.append(_bad_custom_id(custom_id, line_no))
+        custom_id = None
+    if line.get("method") != "POST":
+        faults.append(_bad_method(line.get("method"), line_no))
+    if line.get("url") != endpoint:
+        faults.append(_bad_url(line.get("url"), line_no))
+    if not isinstance(body, dict):
+        faults.append(_missing_or_wrong("body", body, line_no, expected="an object"))
+        return InputLine(custom_id, faults=faults)
+    return _with_body(custom_id, body, faults, line_no)
+
+
+def is_custom_id(found: object) -> bool:
+    """Whether a value can name a line; Postgres stores no U+0000."""
+    return isinstance(found, str) and 0 < len(found) <= limits.CUSTOM_ID_CHARACTERS_MAX and "\0" not in found
+
+
+def _with_body(custom_id: str | None, body: dict[str, object], faults: list[Fault], line_no: int) -> InputLine:
+    model, messages = body.get("model"), body.get("messages")
+    if not isinstance(model, str):
+        faults.append(_missing_or_wrong("model", model, line_no, within="body."))
+        model = None
+    if messages is None:
+        faults.append(_missing_or_wrong("messages", None, line_no, within="body."))
+    if body.get("stream"):
+        faults.append(_streamed(line_no))
+    return InputLine(custom_id, model, messages, faults)
+
+
+def _missing_or_wrong(name: str, found: object, line_no: int, *, expected: str = "a string", within: str = "") -> Fault:
+    if found is None:
+        code, message = "missing_required_parameter", f"Missing required parameter: '{name}'."
+    else:
+        code, message = "invalid_type", f"Invalid type for '{name}': expected {expected}."
+    return Fault(code=code, message=message, param=f"{within}{name}", line=line_no)
+
+
+def _too_long(line_no: int) -> Fault:
+    return Fault(
+        code="line_too_long",
+        message=f"This line is longer than {limits.LINE_SIZE_MAX} bytes, the most a line may have.",
+        line=line_no,
     )
 
 
-def _fault_of_envelope(line: dict[str, object], line_no: int, endpoint: str) -> Fault | None:
-    for name in REQUIRED:
-        if line.get(name) is None:
-            return _missing(name, line_no)
-        expected, spelled = TYPES[name]
-        if not isinstance(line[name], expected):
-            return Fault(
-                code="invalid_type",
-                message=f"Invalid type for '{name}': expected {spelled}.",
-                param=name,
-                line=line_no,
-            )
-    custom_id = str(line["custom_id"])
-    if not 0 < len(custom_id) <= limits.CUSTOM_ID_CHARACTERS_MAX or "\0" in custom_id:
-        return Fault(
-            code="invalid_value",
-            message=f"Invalid 'custom_id': expected 1 to {limits.CUSTOM_ID_CHARACTERS_MAX} characters, none U+0000.",
-            param="custom_id",
-            line=line_no,
-        )
-    if line["method"] != "POST":
-        return Fault(
-            code="invalid_method",
-            message=f"Invalid method '{_short(line['method'])}'. Only POST is supported.",
-            param="method",
-            line=line_no,
-        )
-    if line["url"] != endpoint:
-        return Fault(
-            code="invalid_url",
-            message="The URL provided for this request does not match the batch endpoint.",
-            param="url",
-            line=line_no,
-        )
-    return None
+def _not_json(line_no: int) -> Fault:
+    return Fault(code="invalid_json_line", message="This line is not parseable as valid JSON.", line=line_no)
 
 
-def _fault_of_body(body: dict[str, object], line_no: int) -> Fault | None:
-    for name in ("model", "messages"):
-        if body.get(name) is None:
-            return _missing(f"body.{name}", line_no, shown=name)
-    if not isinstance(body["model"], str):
-        return Fault(
-            code="invalid_type",
-            message="Invalid type for 'model': expected a string.",
-            param="body.model",
-            line=line_no,
-        )
-    if body.get("stream"):
-        return Fault(
-            code="streaming_unsupported",
-            message="Chat Completions: Streaming is not supported in the Batch API.",
-            param="body.stream",
-            line=line_no,
-        )
-    return None
+def _streamed(line_no: int) -> Fault:
+    return Fault(
+        code="streaming_unsupported",
+        message="Chat Completions: Streaming is not supported in the Batch API.",
+        param="body.stream",
+        line=line_no,
+    )
+
+
+def _bad_custom_id(found: object, line_no: int) -> Fault:
+    if not isinstance(found, str):
+        return _missing_or_wrong("custom_id", found, line_no)
+    return Fault(
+        code="invalid_value",
+        message=f"Invalid 'custom_id': expected 1 to {limits.CUSTOM_ID_CHARACTERS_MAX} characters, none U+0000.",
+        param="custom_id",
+        line=line_no,
+    )
+
+
+def _bad_method(found: object, line_no: int) -> Fault:
+    if not isinstance(found, str):
+        return _missing_or_wrong("method", found, line_no)
+    return Fault(
+        code="invalid_method",
+        message=f"Invalid method '{_short(found)}'. Only POST is supported.",
+        param="method",
+        line=line_no,
+    )
+
+
+def _bad_url(found: object, line_no: int) -> Fault:
+    if not isinstance(found, str):
+        return _missing_or_wrong("url", found, line_no)
+    return Fault(
+        code="invalid_url",
+        message="The URL provided for this request does not match the batch endpoint.",
+        param="url",
+        line=line_no,
+    )
 
 
 def duplicate(custom_id: str, line_no: int) -> Fault:
@@ -143,6 +165,44 @@ def other_model(model: str, line_no: int) -> Fault:
     )
 
 
+def no_file(file_id: str, project_id: str) -> Fault:
+    return Fault(
+        code="invalid_request",
+        message=f"Cannot find file {file_id}, or organization {project_id} does not have access to it.",
+        param="file_id",
+    )
+
+
+def no_room(model: str, project_id: str, lines_max: int) -> Fault:
+    """As OpenAI words its limit of enqueued tokens; ours is of lines, which need no tokenizer to be counted."""
+    return Fault(
+        code="token_limit_exceeded",
+        message=f"Enqueued request limit reached for {model} in organization {project_id}. Limit: {lines_max} "
+        "enqueued requests. Please try again once some in_progress batches have been completed.",
+    )
+
+
+def empty_file() -> Fault:
+    return Fault(
+        code="empty_file",
+        message="The input file is empty. Please ensure that the batch contains at least one request.",
+    )
+
+
+def too_many_lines() -> Fault:
+    return Fault(
+        code="too_many_tasks",
+        message=f"The input file has more than {limits.LINES_MAX} requests, the most a batch may have.",
+    )
+
+
+def more_faults(count: int) -> Fault:
+    return Fault(
+        code="more_errors",
+        message=f"{count} more faults were found, which are not listed; the first {limits.FAULTS_KEPT_MAX} are.",
+    )
+
+
 def answered(batch_id: str, line_no: int, custom_id: str, status: int, body: str) -> bytes:
     """The line of an output or error file for a request that was executed. `body` is JSON already."""
     name = _name(batch_id, line_no)
@@ -168,15 +228,6 @@ def unanswered(batch_id: str, line_no: int, custom_id: str, reason: tuple[str, s
             "error": {"code": code, "message": message},
         },
         option=orjson.OPT_APPEND_NEWLINE,
-    )
-
-
-def _missing(param: str, line_no: int, shown: str | None = None) -> Fault:
-    return Fault(
-        code="missing_required_parameter",
-        message=f"Missing required parameter: '{shown or param}'.",
-        param=param,
-        line=line_no,
     )
 
 

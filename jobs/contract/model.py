@@ -10,6 +10,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "gristmill"
+    shutdown_date: str | None = None
 
 
 class ModelList(BaseModel):

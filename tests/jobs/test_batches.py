@@ -7,7 +7,7 @@ from alembic import command
 from sqlalchemy import Engine
 
 from gristmill.embedded import Addresses
-from jobs import batches, database, fairness, keys, migrate, order, states
+from jobs import batches, database, fairness, keys, migrate, states
 from jobs.contract.batch import window_seconds
 from jobs.errors import Conflict, NotFound, Unauthenticated
 from jobs.fairness import Candidate
@@ -109,16 +109,6 @@ def test_every_state_can_be_reached_and_the_ends_are_ends() -> None:
         reached |= {target for state in reached for target in states.BATCH_MOVES[state]}
     assert reached == set(states.BatchState)
     assert {"completed", "failed", "expired", "cancelled"} == states.TERMINAL
-
-
-def test_chunks_hold_every_line_once_in_groups_of_shared_text() -> None:
-    texts = [("S" * 300 if n % 3 else "T" * 70) + f" {n}" for n in range(30)]
-    keys_ = [order.prefix_key([{"role": "user", "content": text}]) for text in texts]
-    chunks = order.chunks(keys_, list(range(30)), 7)
-    flat = [n for chunk in chunks for n in chunk]
-    assert sorted(flat) == list(range(30))
-    assert [n % 3 == 0 for n in flat] == [True] * 10 + [False] * 20
-    assert all(len(chunk) == 7 for chunk in chunks[:-1])
 
 
 def test_an_unknown_setting_stops_the_start() -> None:

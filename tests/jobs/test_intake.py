@@ -1,10 +1,12 @@
 """What a file must be to become a batch, and what is told of one that is not."""
 
+import orjson
 import pytest
 from sqlalchemy import Engine, text
 
-from jobs import intake
+from jobs import files, intake
 from jobs.batches import Batch
+from jobs.contract import limits
 from jobs.states import BatchState
 from tests.jobs import making
 
@@ -42,6 +44,8 @@ def test_every_faulty_line_is_told_with_its_number(ledger: Engine) -> None:
     assert faults(batch) == [
         ("invalid_json_line", None, 2),
         ("missing_required_parameter", "custom_id", 3),
+        ("missing_required_parameter", "body.model", 3),
+        ("missing_required_parameter", "body.messages", 3),
         ("duplicate_custom_id", "custom_id", 4),
         ("invalid_url", "url", 5),
         ("invalid_method", "method", 6),
@@ -115,3 +119,48 @@ def test_lines_that_begin_alike_are_worked_together(ledger: Engine) -> None:
     batch = making.ingest(ledger, lines)
     (first,) = making.claim(ledger, batch, making.worker(ledger))
     assert first.line_numbers == (1, 3, 5, 7)
+
+
+def test_every_fault_of_a_line_is_told(ledger: Engine) -> None:
+    bad = {"custom_id": "good", "method": "GET", "url": 5, "body": {"model": "nobody", "stream": True}}
+    batch = making.ingest(ledger, [GOOD, orjson.dumps(bad), b"{}"])
+    assert faults(batch) == [
+        ("invalid_method", "method", 2),
+        ("invalid_type", "url", 2),
+        ("missing_required_parameter", "body.messages", 2),
+        ("streaming_unsupported", "body.stream", 2),
+        ("duplicate_custom_id", "custom_id", 2),
+        ("model_not_found", "body.model", 2),
+        ("missing_required_parameter", "custom_id", 3),
+        ("missing_required_parameter", "method", 3),
+        ("missing_required_parameter", "url", 3),
+        ("missing_required_parameter", "body", 3),
+    ]
+
+
+def test_of_very_many_faults_the_first_are_kept_and_the_rest_counted(
+    ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FAULTS_KEPT_MAX", 5)
+    batch = making.ingest(ledger, [b"{"] * 3 + [b"{}"] * 2)
+    assert [code for code, _, _ in faults(batch)] == [
+        *["invalid_json_line"] * 3,
+        *["missing_required_parameter"] * 2,
+        "more_errors",
+    ]
+    assert batch.errors is not None
+    assert "6 more faults" in str(batch.errors["data"])
+
+
+def test_a_file_of_too_many_lines_is_refused(ledger: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINES_MAX", 2)
+    batch = making.ingest(ledger, [making.line(f"r{n}") for n in range(3)])
+    assert faults(batch) == [("too_many_tasks", None, None)]
+
+
+def test_a_file_deleted_while_it_is_read_makes_no_half_batch(ledger: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = making.create(ledger, making.upload(ledger, b"\n".join(making.line(f"r{n}") for n in range(9))).id)
+    monkeypatch.setattr(files, "read", lambda _engine, _file_id: iter([making.line("r0") + b"\n"]))
+    intake.ingest(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS)
+    assert faults(making.fetch(ledger, batch)) == [("invalid_request", "file_id", None)]
+    assert making.scalar(ledger, "SELECT count(*) FROM request") == 0

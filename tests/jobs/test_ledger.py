@@ -111,8 +111,21 @@ def test_renewal_tells_what_is_still_held(ledger: Engine, batch: Batch) -> None:
     owner = making.worker(ledger)
     kept, given = making.claim(ledger, batch, owner, chunks=2)
     database.run(ledger, lambda c: leases.release(c, given))
-    held = database.run(ledger, lambda c: leases.renew(c, owner=owner, deadline_seconds=60))
+    named = {(batch.id, lease.first_position, lease.epoch) for lease in (kept, given)}
+    held = database.run(ledger, lambda c: leases.renew(c, owner=owner, held=named, deadline_seconds=60))
     assert held == {(batch.id, kept.first_position, kept.epoch)}
+
+
+def test_a_lease_that_its_living_owner_gave_up_runs_out(ledger: Engine, batch: Batch) -> None:
+    owner = making.worker(ledger)
+    at_work, given_up = making.claim(ledger, batch, owner, chunks=2)
+    database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET deadline = now() - interval '1 s'")))
+    held = {(batch.id, at_work.first_position, at_work.epoch)}
+    assert database.run(ledger, lambda c: leases.renew(c, owner=owner, held=held, deadline_seconds=60)) == held
+    assert database.run(ledger, lambda c: leases.sweep(c, silent_seconds=60)) == [batch.id]
+    ready = "SELECT first_position FROM chunk WHERE state = 'ready' AND crashes = 1"
+    assert making.scalar(ledger, ready) == given_up.first_position
+    assert database.run(ledger, lambda c: leases.renew(c, owner=owner, held=set(), deadline_seconds=60)) == set()
 
 
 def test_nothing_is_written_after_a_cancel(ledger: Engine, batch: Batch) -> None:

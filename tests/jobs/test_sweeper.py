@@ -1,5 +1,6 @@
 """What happens even if nobody asks."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from sqlalchemy import Engine, text
 from jobs import database, workers
 from jobs.hints import Hints
 from jobs.settings import Settings
-from jobs.sweeper import Sweeper
+from jobs.sweeper import Duty, Sweeper
 from tests.jobs import making
 
 
@@ -92,4 +93,18 @@ def test_a_started_sweeper_stops(ledger: Engine, tmp_path: Path) -> None:
     sweeper.start()
     sweeper.stop()
     assert not sweeper._thread.is_alive()
+    hints.close(timeout_seconds=0.01)
+
+
+def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(ledger: Engine, tmp_path: Path) -> None:
+    hints = Hints(f"redis+socket://{tmp_path}/none.sock?virtual_host=0")
+    sweeper = Sweeper(ledger, hints, Settings(sweep_seconds=0.01))
+    done = threading.Event()
+    sweeper.duties = [
+        Duty("impossible", 0.0, lambda c: c.execute(text("SELECT * FROM no_such_table"))),
+        Duty("possible", 0.0, lambda _: done.set()),
+    ]
+    sweeper.start()
+    assert done.wait(20)
+    sweeper.stop()
     hints.close(timeout_seconds=0.01)

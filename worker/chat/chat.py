@@ -7,10 +7,10 @@ from datetime import datetime
 from functools import partial
 
 import orjson
-from pydantic import ValidationError
 
-from jobs.contract import chat, errors
-from jobs.contract.chat import ChatCompletion, Message
+from jobs.contract import chat
+from jobs.contract.chat import ChatCompletion
+from jobs.contract.messages import Message
 from jobs.errors import BadRequest, TooLong
 from worker.chat import stops
 from worker.chat.answer import Answer, completion_json, usage_of
@@ -112,10 +112,8 @@ class Chat:
 
 def _read(body: dict[str, object]) -> ChatCompletion:
     try:
-        wanted = ChatCompletion.model_validate(chat.without_unsupported(body))
+        wanted = chat.read(body)
         orjson.dumps(body)  # what cannot be sent back, such as half a surrogate pair, cannot be text
-    except ValidationError as error:
-        raise errors.refusal_of(error) from error
     except (orjson.JSONEncodeError, RecursionError) as error:
         raise BadRequest(f"This body is not parseable as valid JSON: {error}.") from error
     if _is_json(wanted) and not any("json" in message.text().lower() for message in wanted.messages):

@@ -113,7 +113,7 @@ def test_a_limit_of_zero_is_an_empty_page_of_batches(client):
         (b"", "application/json", 400),
         (b"[]", "application/json", 400),
         (b'{"a": NaN}', "application/json", 400),
-        (b"{}", "text/plain", 400),
+        (b"{}", "text/plain", 415),
         (b" " * (8 * 1024 * 1024 + 1), "application/json", 413),
     ],
 )

@@ -57,6 +57,10 @@ def test_a_file_for_another_purpose_never_expires(client):
     assert answer.json()["expires_at"] is None
 
 
+def test_a_file_of_several_lines_is_taken_whatever_they_are(client):
+    assert post(client, (PURPOSE, b"batch"), (JSONL, b"not JSON\nnor this")).status_code == 200
+
+
 def test_a_file_without_a_name_gets_one(client):
     assert post(client, (PURPOSE, b"batch"), ('form-data; name="file"', b"{}")).json()["filename"] == "upload.jsonl"
 
@@ -75,6 +79,8 @@ def test_content_like_a_boundary_stays_content(client):
         ([(PURPOSE, b"art"), (JSONL, b"{}")], "invalid_value", "'batch', 'assistants'"),
         ([(PURPOSE, b"batch"), (JSONL, b"")], None, "empty"),
         ([(PURPOSE, b"batch"), ('form-data; name="file"; filename="a.csv"', b"1")], None, "Must be .jsonl"),
+        ([(PURPOSE, b"batch"), (JSONL, b"not JSON\n\n")], None, "Invalid file format for Batch API. Must be .jsonl"),
+        ([(PURPOSE, b"batch"), (JSONL, b"\n \n")], None, "Must be .jsonl"),
         ([(PURPOSE, b"batch"), (JSONL, b"{}"), (JSONL, b"{}")], "invalid_value", "Duplicate"),
         ([('form-data; name="colour"', b"red")], "unknown_parameter", "colour"),
         ([("form-data", b"red")], None, "no name"),
@@ -134,17 +140,17 @@ def test_a_field_over_the_limit_is_refused(client):
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("headers", "status"),
     [
-        {"content-type": "application/json"},
-        {"content-type": "multipart/form-data"},
-        {"content-type": f"multipart/form-data; boundary={'x' * 1000}"},
-        {**FORM, "content-encoding": "gzip"},
+        ({"content-type": "application/json"}, 415),
+        ({"content-type": "multipart/form-data"}, 415),
+        ({"content-type": f"multipart/form-data; boundary={'x' * 1000}"}, 400),
+        ({**FORM, "content-encoding": "gzip"}, 415),
     ],
 )
-def test_a_body_that_is_no_plain_form_is_refused(client, headers):
+def test_a_body_that_is_no_plain_form_is_refused(client, headers, status):
     answer = post(client, (PURPOSE, b"batch"), (JSONL, b"{}"), headers=headers)
-    assert (answer.status_code, set(answer.json()["error"])) == (400, {"message", "type", "param", "code"})
+    assert (answer.status_code, set(answer.json()["error"])) == (status, {"message", "type", "param", "code"})
 
 
 def test_a_client_that_leaves_mid_upload_leaves_nothing(address, key, ledger):

@@ -1,0 +1,35 @@
+"""What one reader of a stream has been sent, and so what is still to be sent. Pure: pieces in, new text out."""
+
+from jobs.streams import Piece
+
+
+class Transcript:
+    """The text sent so far of each choice. Whatever it returns is sent, once, in order, and never taken back."""
+
+    def __init__(self) -> None:
+        self._sent: dict[int, str] = {}
+
+    def add(self, piece: Piece) -> str:
+        """What a piece adds. Nothing, if it is not known to join on to what was sent.
+
+        A line that is begun again is published again, from its start; and where a piece got lost, those behind
+        it must wait for the stored answer.
+        """
+        sent = self._sent.get(piece.choice, "")
+        overlap = len(sent) - piece.start
+        if overlap < 0 or piece.text[:overlap] != sent[piece.start : piece.start + len(piece.text)]:
+            return ""
+        return self._send(piece.choice, piece.text[overlap:])
+
+    def rest(self, choice: int, whole: str) -> str:
+        """What the stored answer has beyond what was sent; where they differ, what follows their common beginning."""
+        sent = self._sent.get(choice, "")
+        agreed = len(sent)
+        while not whole.startswith(sent[:agreed]):
+            agreed -= 1
+        self._sent[choice] = sent[:agreed]
+        return self._send(choice, whole[agreed:])
+
+    def _send(self, choice: int, text: str) -> str:
+        self._sent[choice] = self._sent.get(choice, "") + text
+        return text

@@ -1,0 +1,133 @@
+"""How much one key may ask for, and one project keep: counted in Postgres, so that all API processes agree.
+
+Where Postgres cannot be asked nothing is let in, since nothing could be done either. The caller owns the
+transaction.
+"""
+
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, text
+
+from jobs.errors import TooMany
+
+PERMIT_SECONDS = 900  # no upload takes longer; what a dead process held is free after that
+BUSY_RETRY_SECONDS = 60
+FULL_RETRY_SECONDS = 3_600  # clients wait at most two minutes by themselves, so this means: do not
+
+
+def pay(connection: Connection, key_id: str, *, requests_per_minute: int) -> None:
+    """Count one request of a key. TooMany, with the time to wait, once a minute's worth was made at once.
+
+    Each request pays 1/n of a minute, and what is paid may lie at most a minute ahead: a bucket that holds
+    one minute and fills all the time. That it is not written to disk at once may cost a crash some counts.
+    """
+    values = {"key_id": key_id, "cost": 60 / requests_per_minute}
+    paid = connection.execute(
+        text("""
+            UPDATE api_key
+               SET paid_until = greatest(paid_until, now()) + make_interval(secs => :cost), last_used_at = now()
+             WHERE id = :key_id AND set_config('synchronous_commit', 'off', true) = 'off'
+               AND (paid_until IS NULL
+                    OR greatest(paid_until, now()) + make_interval(secs => :cost) <= now() + interval '1 minute')
+        """),
+        values,
+    )
+    if paid.rowcount:
+        return
+    wait = connection.execute(
+        text("""
+            SELECT extract(epoch FROM paid_until + make_interval(secs => :cost) - now()) - 60
+              FROM api_key WHERE id = :key_id
+        """),
+        values,
+    ).scalar()
+    seconds = max(float(wait or 0), 0)
+    raise TooMany(
+        f"Rate limit reached for requests of this key: Limit {requests_per_minute} per min. "
+        f"Please try again in {seconds:.3g}s.",
+        code="rate_limit_exceeded",
+        retry_seconds=seconds,
+    )
+
+
+def begin_upload(connection: Connection, key_id: str, *, uploads_at_once: int) -> UUID:
+    """A permit to upload, to be given back by `end_upload`. TooMany if the key has as many as it may."""
+    _one_at_a_time(connection, key_id)
+    connection.execute(text("DELETE FROM upload_permit WHERE expires_at < now()"))
+    held = connection.execute(
+        text("SELECT count(*) FROM upload_permit WHERE key_id = :key_id"), {"key_id": key_id}
+    ).scalar_one()
+    if held >= uploads_at_once:
+        raise TooMany(
+            f"Too many uploads at once: this key has {held} under way, and may have {uploads_at_once}.",
+            code="rate_limit_exceeded",
+            retry_seconds=1,
+        )
+    permit = uuid4()
+    connection.execute(
+        text("""
+            INSERT INTO upload_permit (id, key_id, expires_at)
+            VALUES (:id, :key_id, now() + make_interval(secs => :seconds))
+        """),
+        {"id": permit, "key_id": key_id, "seconds": PERMIT_SECONDS},
+    )
+    return permit
+
+
+def end_upload(connection: Connection, permit: UUID) -> None:
+    connection.execute(text("DELETE FROM upload_permit WHERE id = :id"), {"id": permit})
+
+
+def refuse_bytes(connection: Connection, project_id: str, *, more: int, stored_bytes: int) -> None:
+    """TooMany if a project's files, with `more` bytes of another, would be larger than they may."""
+    kept = connection.execute(
+        text("SELECT coalesce(sum(size_bytes), 0) FROM file WHERE project_id = :project_id"), {"project_id": project_id}
+    ).scalar_one()
+    if kept + more > stored_bytes:
+        raise TooMany(
+            f"The files of this project have {kept} bytes, and with this one would have more than the "
+            f"{stored_bytes} they may have. Delete some, or let them expire.",
+            code="insufficient_quota",
+            retry_seconds=FULL_RETRY_SECONDS,
+        )
+
+
+def refuse_batches(connection: Connection, key_id: str, *, open_batches: int) -> None:
+    """TooMany if a key has more open batches than it may, the one made in this transaction among them."""
+    _one_at_a_time(connection, key_id)
+    found = connection.execute(
+        text("""
+            SELECT count(*) FROM batch
+             WHERE key_id = :key_id AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+        """),
+        {"key_id": key_id},
+    ).scalar_one()
+    if found > open_batches:
+        raise TooMany(
+            f"Too many open batches: this key may have {open_batches}. Please try again once some have ended.",
+            code="rate_limit_exceeded",
+            retry_seconds=BUSY_RETRY_SECONDS,
+        )
+
+
+def has_room(connection: Connection, key_id: str, *, more: int, queued_lines: int) -> bool:
+    """Whether a key may have `more` lines in progress; no other batch of it can pass by until the commit."""
+    _one_at_a_time(connection, key_id)
+    queued: int = connection.execute(
+        text("SELECT coalesce(sum(total), 0) FROM batch WHERE key_id = :key_id AND state = 'in_progress'"),
+        {"key_id": key_id},
+    ).scalar_one()
+    return queued + more <= queued_lines
+
+
+def lines_of(connection: Connection, key_id: str) -> int | None:
+    """How many lines a key may have in progress, where that was set for it."""
+    found: int | None = connection.execute(
+        text("SELECT queued_lines FROM api_key WHERE id = :key_id"), {"key_id": key_id}
+    ).scalar()
+    return found
+
+
+def _one_at_a_time(connection: Connection, key_id: str) -> None:
+    """Let transactions of one key count one after the other: two that count at once would both find room."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key_id, 0))"), {"key_id": key_id})

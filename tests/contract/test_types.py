@@ -1,0 +1,108 @@
+"""Our types beside those of the newest `openai` package, key by key: what a release adds is seen here first."""
+
+from collections.abc import Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import openai.types
+import openai.types.batch_usage
+import openai.types.completion_usage
+import openai.types.uploads
+import pytest
+from openai.types import batch_create_params, chat, file_create_params, upload_complete_params, upload_create_params
+from openai.types.chat import chat_completion, chat_completion_chunk, completion_create_params
+from pydantic import BaseModel
+
+from jobs.contract import batch, completion, file, model, upload
+from jobs.contract import chat as chat_body
+
+ANSWERS = [
+    (openai.types.Batch, batch.Batch),
+    (openai.types.BatchError, batch.Fault),
+    (openai.types.BatchRequestCounts, batch.RequestCounts),
+    (openai.types.BatchUsage, batch.BatchUsage),
+    (openai.types.batch_usage.InputTokensDetails, batch.InputTokensDetails),
+    (openai.types.batch_usage.OutputTokensDetails, batch.OutputTokensDetails),
+    (openai.types.FileObject, file.File),
+    (openai.types.FileDeleted, file.FileDeleted),
+    (openai.types.Upload, upload.Upload),
+    (openai.types.uploads.UploadPart, upload.UploadPart),
+    (openai.types.Model, model.Model),
+    (openai.types.CompletionUsage, completion.CompletionUsage),
+    (openai.types.completion_usage.PromptTokensDetails, completion.PromptTokensDetails),
+    (openai.types.completion_usage.CompletionTokensDetails, completion.CompletionTokensDetails),
+    (chat.ChatCompletion, completion.Completion),
+    (chat_completion.Choice, completion.Choice),
+    (chat.ChatCompletionMessage, completion.AnsweredMessage),
+    (chat.ChatCompletionChunk, completion.Chunk),
+    (chat_completion_chunk.Choice, completion.ChunkChoice),
+    (chat_completion_chunk.ChoiceDelta, completion.Delta),
+]
+LEFT_OUT = {  # what OpenAI leaves out too where it has no value, and here it has none
+    "ChatCompletion": {"metadata", "moderation"},
+    "ChatCompletionChunk": {"moderation", "obfuscation"},
+    "ChatCompletionMessage": {"audio", "function_call"},
+    "ChoiceDelta": {"audio", "function_call"},
+    "PromptTokensDetails": {"cache_write_tokens", "image_tokens", "text_tokens"},
+    "CompletionTokensDetails": {"text_tokens"},
+}
+BODIES = [
+    (batch_create_params.BatchCreateParams, batch.CreateBatch),
+    (upload_create_params.UploadCreateParams, upload.CreateUpload),
+    (upload_complete_params.UploadCompleteParams, upload.CompleteUpload),
+]
+EXTENSIONS = {"top_k", "min_p"}
+
+
+def literals(annotation: Any) -> set[str]:
+    """The strings that an annotation allows by name."""
+    if get_origin(annotation) is Union or str(get_origin(annotation)) == "<class 'types.UnionType'>":
+        return set().union(*(literals(one) for one in get_args(annotation)))
+    return {one for one in get_args(annotation) if isinstance(one, str)}
+
+
+def keys(*params: type) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in params:
+        found |= get_type_hints(one)
+    return found
+
+
+@pytest.mark.parametrize(("theirs", "ours"), ANSWERS, ids=lambda one: one.__name__)
+def test_an_answer_has_every_key_that_the_client_knows_and_no_other(
+    theirs: type[BaseModel], ours: type[BaseModel]
+) -> None:
+    assert set(ours.model_fields) == set(theirs.model_fields) - LEFT_OUT.get(theirs.__name__, set())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), ANSWERS, ids=lambda one: one.__name__)
+def test_a_key_that_the_client_relies_on_is_never_null(theirs: type[BaseModel], ours: type[BaseModel]) -> None:
+    for name, known in theirs.model_fields.items():
+        if known.is_required() and type(None) not in get_args(known.annotation):
+            assert type(None) not in get_args(ours.model_fields[name].annotation), name
+
+
+@pytest.mark.parametrize(("theirs", "ours"), ANSWERS, ids=lambda one: one.__name__)
+def test_a_word_of_ours_is_one_that_the_client_knows(theirs: type[BaseModel], ours: type[BaseModel]) -> None:
+    for name, field in ours.model_fields.items():
+        if known := literals(theirs.model_fields[name].annotation):
+            assert literals(field.annotation) <= known, name
+
+
+@pytest.mark.parametrize(("theirs", "ours"), BODIES, ids=lambda one: one.__name__)
+def test_a_body_takes_every_key_that_the_client_sends(theirs: type, ours: type[BaseModel]) -> None:
+    assert set(ours.model_fields) == set(keys(theirs))
+
+
+def test_the_form_of_a_file_takes_every_key_that_the_client_sends() -> None:
+    assert {*upload.CreateFile.model_fields, "file"} == set(keys(file_create_params.FileCreateParams))
+
+
+def test_a_chat_completion_takes_every_key_that_the_client_sends_and_our_extensions() -> None:
+    sent = keys(
+        completion_create_params.CompletionCreateParamsStreaming,
+        completion_create_params.CompletionCreateParamsNonStreaming,
+    )
+    fields: Mapping[str, Any] = chat_body.ChatCompletion.model_fields
+    assert set(fields) == set(sent) | EXTENSIONS
+    for name in ("reasoning_effort", "service_tier", "verbosity", "prompt_cache_retention"):
+        assert literals(sent[name]) <= literals(fields[name].annotation), name
