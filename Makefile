@@ -41,6 +41,9 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 	$(UV_COMPILE) --extra cpu --extra embedded --group dev pyproject.toml -o locks/dev.txt
 	$(UV_COMPILE) --extra cpu pyproject.toml -o locks/cpu.txt
 	$(UV_COMPILE) --extra gpu pyproject.toml -o locks/gpu.txt
+	for major in 1 2 3; do \
+	  echo "openai>=$$major,<$$((major + 1))" | $(UV_COMPILE) --upgrade - -o locks/openai-$$major.txt || exit 1; \
+	done
 
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
