@@ -34,7 +34,10 @@ lint: install ## ruff, types and the import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: install ## time a run of 200 lines end to end
+bench: install ## compare the engine with others on the same tokens
+	@$(BIN)/python -m benchmarks.compare
+
+bench-system: install ## time a run of 200 lines end to end
 	@$(BIN)/python -m benchmarks.end_to_end
 
 lock: ## resolve the pinned dependencies anew (needs uv)
@@ -48,4 +51,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test lint bench lock clean
+.PHONY: help install demo test lint bench bench-system lock clean

@@ -28,7 +28,7 @@ CHECKS = [
     negative_data_rejection,
 ]
 EXAMPLES = 20
-EXAMPLES_OF_CHAT = 150  # of whose many parameters each request has a few wrong ones
+EXAMPLES_OF_CHAT = 60  # of whose many parameters each request has a few wrong ones
 ASKED = [
     (method, path, mode)
     for method, path, _ in ROUTES
