@@ -8,8 +8,9 @@ fails is told in the table, with the reason, and the others go on. Nothing else 
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -32,7 +33,7 @@ class Runs:
     failure: str = ""
 
     def median(self, figure: str) -> float:
-        return statistics.median(getattr(outcome, figure) for outcome in self.outcomes)
+        return float(statistics.median(getattr(outcome, figure) for outcome in self.outcomes))
 
 
 def main() -> None:
@@ -62,7 +63,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _listed(known: Sequence[str]):
+def _listed(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A reader of names with commas between them."""
+
     def parse(text: str) -> list[str]:
         names = text.split(",")
         if unknown := set(names) - set(known):
@@ -76,8 +79,8 @@ def _prepare(names: Sequence[str], precision: str, scratch: Path) -> tuple[dict[
     """The engines that can run, ours first, and why the others cannot."""
     ready: dict[str, Ready] = {}
     failures: dict[str, str] = {}
-    makers = {OURS: lambda: engines.ours(precision, scratch, _say)}
-    makers |= {p.name: (lambda p=p: engines.prepare(p, _say)) for p in engines.PEER_LIST if p.name in names}
+    makers = {OURS: partial(engines.ours, precision, scratch, _say)}
+    makers |= {peer.name: partial(engines.prepare, peer, _say) for peer in engines.PEER_LIST if peer.name in names}
     for name, make in makers.items():
         try:
             ready[name] = make()

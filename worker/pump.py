@@ -136,6 +136,8 @@ class Pump:
             self._works[key] = work
         try:
             lines = database.run(self._ledger, lambda c: leases.unanswered(c, lease))
+            facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
+            logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
             for line in lines:
                 self._submit(work, line)
             self._collect(work)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,12 +79,13 @@ def children(parent: int, *words: str) -> list[int]:
     return [pid for pid, ppid in pairs if ppid == parent and all(word in command_line(pid) for word in words)]
 
 
-def until_worker_answers(process: subprocess.Popen[str]) -> int:
-    """Wait until some lines are answered; the model worker's process id."""
+def until_worker_answers(process: subprocess.Popen[str]) -> tuple[int, int]:
+    """Wait until some lines are answered; the model worker's process id, and how many they are."""
     assert process.stderr is not None
     for line in process.stderr:  # a progress line each few seconds
         if line.startswith("in progress: ") and not line.startswith("in progress: 0/"):
-            return children(process.pid, "worker", "--model")[0]
+            answered = int(line.removeprefix("in progress: ").partition("/")[0])
+            return children(process.pid, "worker", "--model")[0], answered
     raise AssertionError("it ended before any line was answered")
 
 
@@ -108,18 +110,28 @@ def test_a_file_is_answered_and_the_second_run_only_fetches(home: Path) -> None:
     assert {log.name: log.stat().st_size for log in (home / "data" / "logs").glob("worker*.log")} == logs
 
 
-def test_a_worker_killed_in_the_middle_costs_no_line(home: Path) -> None:
-    ids = write_lines(home / "in.jsonl", 150, tokens=48)
+def lines_claimed(home: Path) -> list[int]:
+    """How many lines each of the model's workers took in hand, one number for each of its lives."""
+    log = (home / "data" / "logs" / "worker-smollm2-135m.log").read_text()
+    lives = log.split("model loaded")[1:]
+    return [sum(int(count) for count in re.findall(r"chunk claimed .* lines=(\d+)", life)) for life in lives]
+
+
+def test_a_worker_killed_in_the_middle_costs_no_line_and_no_line_twice(home: Path) -> None:
+    ids = write_lines(home / "in.jsonl", 200, tokens=16)
     process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
-    os.kill(until_worker_answers(process), signal.SIGKILL)
+    worker, answered = until_worker_answers(process)
+    os.kill(worker, signal.SIGKILL)
     status, said = finish(process)
     assert status == 0, said
     assert "has ended with status -9; starting it again" in said
     assert sorted(custom_ids(home / "out.jsonl")) == sorted(ids)
+    _, after_the_kill = lines_claimed(home)
+    assert 0 < after_the_kill <= 200 - answered
 
 
 def test_stopped_and_run_again_it_goes_on_with_the_same_batch(home: Path) -> None:
-    ids = write_lines(home / "in.jsonl", 150, tokens=48)
+    ids = write_lines(home / "in.jsonl", 150, tokens=16)
     process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
     until_worker_answers(process)
     pids = children(process.pid)
@@ -135,7 +147,7 @@ def test_stopped_and_run_again_it_goes_on_with_the_same_batch(home: Path) -> Non
 
 
 def test_children_end_with_a_supervisor_that_was_killed(home: Path) -> None:
-    write_lines(home / "in.jsonl", 150, tokens=48)
+    write_lines(home / "in.jsonl", 150, tokens=16)
     process = start(home, "run", home / "in.jsonl", "-o", home / "out.jsonl")
     until_worker_answers(process)
     pids = children(process.pid)
