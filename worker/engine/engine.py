@@ -29,7 +29,7 @@ class Engine:
     def __init__(self, runner: Runner, settings: EngineSettings | None = None) -> None:
         settings = settings or EngineSettings()
         self._runner = runner
-        self._loop = Loop(runner, Budget(runner.slots, settings.chunk_tokens, runner.mixes))
+        self._loop = Loop(runner, Budget(runner.slots, runner.spans_max, settings.chunk_tokens, runner.mixes))
         self._thread = Thread(target=self._serve, name="engine", daemon=True)
         self._changed = Condition()
         self._arrived: deque[Ticket] = deque()

@@ -12,7 +12,7 @@ from worker.engine.runner import Runner
 from worker.engine.settings import Device, EngineSettings
 from worker.engine.slot_runner import SlotRunner, cache_element, has_cuda, open_session
 from worker.engine.slots import CudaSlots, HostSlots, Layout
-from worker.model.block_graph import BLOCK
+from worker.model.block_graph import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
 
@@ -45,11 +45,11 @@ def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: E
     # A stage holds its sequence in float32 and as blocks.
     stage_bytes = context_tokens * spec.kv_bytes_per_token(4) + least * layout.bytes
     granted = settings.kv_bytes_max or _free_bytes() // 2
-    affordable = (granted - settings.stages * stage_bytes) // layout.bytes
+    affordable = (granted - STAGES * stage_bytes) // layout.bytes
     if affordable < least:
-        raise OutOfSlots(settings.stages * stage_bytes + least * layout.bytes, granted)
+        raise OutOfSlots(STAGES * stage_bytes + least * layout.bytes, granted)
     blocks = min(affordable, settings.slots_max * (least - 1) + 1)
-    sizes = BlockSizes(settings.slots_max, settings.stages, context_tokens, blocks)
+    sizes = BlockSizes(settings.slots_max, context_tokens, blocks)
     return BlockRunner(session, layout, sizes, spec.heads, spec.vocabulary)
 
 

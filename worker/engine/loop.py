@@ -14,9 +14,9 @@ from worker.engine.lengths import Lengths
 from worker.engine.progress import Progress
 from worker.engine.runner import Runner, Span
 from worker.engine.sampling import Logits
-from worker.engine.scheduler import Begun, Budget, Room, Step, Waiting
+from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
-from worker.engine.stages import Stages
+from worker.engine.stages import Stages, shared
 from worker.engine.ticket import Ticket
 from worker.engine.waiting import Entry, WaitingLine
 
@@ -34,16 +34,18 @@ class _Row:
     choice: Choice
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Work:
-    """The prompt that is being computed, for choices that have left the line."""
+    """A prompt that is being computed, for choices that have left the line."""
 
     entry: Entry
     begun: Begun
+    expected_tokens: int
+    """What each choice is likely to take until it ends."""
 
 
 class Loop:
-    """The prompts that wait, the one that is computed, the rows, and the step that takes them further."""
+    """The prompts that wait, those that are computed, the rows, and the step that takes them further."""
 
     def __init__(self, runner: Runner, budget: Budget) -> None:
         self.progress = Progress(beat_at=monotonic())
@@ -52,13 +54,13 @@ class Loop:
         self._waiting = WaitingLine()
         self._stages = Stages(runner.stages)
         self._lengths = Lengths()
-        self._work: _Work | None = None
+        self._works: list[_Work] = []
         self._rows: list[_Row] = []
         self._runner_seconds = 0.0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._rows) or self._work is not None or len(self._waiting) > 0
+        return bool(self._rows or self._works) or len(self._waiting) > 0
 
     def add(self, ticket: Ticket) -> None:
         """Let a prompt wait for its rows."""
@@ -71,9 +73,9 @@ class Loop:
     def step(self) -> None:
         """Compute the next step; an exception out of here is the runner's, and the end of the engine."""
         began = monotonic()
-        if self._work is None:
-            self._work = self._admit()
-        step = scheduler.plan(self._work.begun if self._work else None, len(self._rows), self._budget)
+        while (work := self._admit()) is not None:
+            self._works.append(work)
+        step = scheduler.plan([work.begun for work in self._works], len(self._rows), self._budget)
         if step is None:
             self._check_idle()
             return
@@ -84,8 +86,7 @@ class Loop:
     def drop(self, ticket: Ticket, error: BaseException) -> None:
         """Take a prompt out, wherever it is: its future gets the error, unless it was cancelled."""
         self._waiting.remove(ticket)
-        if self._work is not None and self._work.entry.ticket is ticket:
-            self._work = None
+        self._works = [work for work in self._works if work.entry.ticket is not ticket]
         self._remove([row for row, seat in enumerate(self._rows) if seat.ticket is ticket])
         for choice in ticket.sequences:
             _close_quietly(choice)
@@ -93,41 +94,47 @@ class Loop:
 
     def drop_all(self, error: BaseException) -> None:
         """Take every prompt out."""
-        tickets = {entry.ticket for entry in self._waiting} | {row.ticket for row in self._rows}
-        if self._work is not None:
-            tickets.add(self._work.entry.ticket)
-        for ticket in tickets:
+        inside = {row.ticket for row in self._rows} | {work.entry.ticket for work in self._works}
+        for ticket in inside | {entry.ticket for entry in self._waiting}:
             self.drop(ticket, error)
 
     @property
     def _running(self) -> int:
-        return len(self._rows) + (len(self._work.entry.choices) if self._work else 0)
+        return len(self._rows) + sum(len(work.entry.choices) for work in self._works)
 
     def _admit(self) -> _Work | None:
         """The first of the line gets its stage; choices for which there is no row yet wait on, at the head."""
         entry = next(iter(self._waiting), None)
-        if entry is None or len(self._rows) == self._budget.slots:
+        if entry is None or self._running >= self._budget.slots or len(self._works) == self._budget.spans_max:
             return None
-        waiting = Waiting(entry.prompt_tokens, len(entry.choices), self._stages.hits(entry.token_ids))
-        ahead = self._stages.hits_ahead(other.token_ids for other in islice(self._waiting, 1, None))
         expected = entry.tokens_max if entry.is_back else self._lengths.expected(entry.prompt_tokens, entry.tokens_max)
-        begun = scheduler.admit(waiting, ahead, len(self._rows), expected, self._room(), self._budget)
-        if begun is None:
+        entrance = self._entrance(entry, expected)
+        if entrance is None:
             return None
+        begun = entrance.begun
+        if entrance.source != begun.stage:
+            self._run(self._runner.copy, entrance.source, begun.stage, begun.computed)
+        self._stages.hold(begun.stage, entry.token_ids[: begun.computed])
         entering = replace(entry, choices=entry.choices[: begun.choices])
         entry.choices = entry.choices[begun.choices :]
         if not entry.choices:
             self._waiting.pop()
         if entering.choices[0] is entry.ticket.sequences[0] and not entry.is_back:
             entry.ticket.cached_tokens = begun.computed
-        return _Work(entering, begun)
+        return _Work(entering, begun, expected)
+
+    def _entrance(self, entry: Entry, expected_tokens: int) -> Entrance | None:
+        coming = max((shared(work.entry.token_ids, entry.token_ids) for work in self._works), default=0)
+        first = Waiting(entry.prompt_tokens, len(entry.choices), self._stages.hits(entry.token_ids), coming)
+        ahead = self._stages.hits_ahead(other.token_ids for other in islice(self._waiting, 1, None))
+        inside = [work.begun for work in self._works]
+        return scheduler.admit(first, ahead, inside, len(self._rows), expected_tokens, self._room(), self._budget)
 
     def _room(self) -> Room:
-        promised = sum(
-            self._lengths.expected(row.choice.cached_length, row.choice.prompt_tokens + row.choice.tokens_max)
-            - row.choice.cached_length
-            for row in self._rows
-        )
+        promised = sum(work.expected_tokens * work.begun.choices for work in self._works)
+        for row in self._rows:
+            length, tokens_max = row.choice.cached_length, row.choice.prompt_tokens + row.choice.tokens_max
+            promised += self._lengths.expected(length, tokens_max) - length
         return Room(self._runner.free_tokens, promised)
 
     def _make_room(self, step: Step) -> None:
@@ -139,8 +146,7 @@ class Loop:
         """What a step takes of the cache, in whole pages."""
         page = self._runner.page_tokens
         pages = sum(row.choice.cached_length % page == 0 for row in self._rows) if step.writes else 0
-        if step.begun is not None and step.stop == step.begun.prompt_tokens:
-            pages += -(-step.stop // page) * step.begun.choices
+        pages += sum(-(-piece.stop // page) * piece.begun.choices for piece in step.pieces if piece.ends_prompt)
         return pages * page
 
     def _send_back(self, row: int) -> None:
@@ -152,32 +158,27 @@ class Loop:
 
     def _carry_out(self, step: Step) -> tuple[int, int]:
         """Run a step and hand out what it gave; the tokens of prompts and of answers in it."""
-        work = self._work
-        span = self._span(step, work.entry) if work else None
-        last_tokens = [row.choice.token_ids[-1] for row in self._rows] if step.writes else []
-        logits = self._run(self._runner.step, span, last_tokens)
+        works = {work.begun.stage: work for work in self._works}
+        pieces = [(works[piece.begun.stage], piece) for piece in step.pieces]
+        spans = [_span(work, piece) for work, piece in pieces]
         written = list(self._rows) if step.writes else []
-        if work is None or span is None:
-            self._read(logits, written)
-            return 0, len(written)
-        work.begun = replace(work.begun, computed=step.stop)
-        self._stages.hold(span.stage, work.entry.token_ids[: step.stop])
-        if span.ends_prompt:
-            entered = self._place(work)
-            logits = np.concatenate([np.repeat(logits[:1], len(entered), axis=0), logits[1:]])
-            written = [*entered, *written]
-        self._read(logits, written)
-        return len(span.token_ids), len(written)
-
-    def _span(self, step: Step, entry: Entry) -> Span | None:
-        if step.begun is None:
-            return None
-        token_ids = entry.token_ids[step.start : step.stop]
-        return Span(step.begun.stage, step.start, token_ids, ends_prompt=step.stop == entry.prompt_tokens)
+        logits = self._run(self._runner.step, spans, [row.choice.token_ids[-1] for row in written])
+        entered, counts = [], []
+        for work, piece in pieces:
+            work.begun = replace(work.begun, computed=piece.stop)
+            self._stages.hold(work.begun.stage, work.entry.token_ids[: piece.stop])
+            if piece.ends_prompt:
+                rows = self._place(work)
+                entered += rows
+                counts.append(len(rows))
+        if len(entered) > len(counts):
+            logits = np.repeat(logits, [*counts, *[1] * len(written)], axis=0)
+        self._read(logits, [*entered, *written])
+        return sum(len(span.token_ids) for span in spans), len(entered) + len(written)
 
     def _place(self, work: _Work) -> list[_Row]:
         """Give each choice of a computed prompt its row."""
-        self._work = None
+        self._works.remove(work)
         entered = [_Row(work.entry.ticket, choice) for choice in work.entry.choices]
         for row in entered:
             number = self._run(self._runner.place, work.begun.stage, work.entry.prompt_tokens)
@@ -244,6 +245,11 @@ class Loop:
             running=self._running,
             beat_at=now,
         )
+
+
+def _span(work: _Work, piece: Piece) -> Span:
+    token_ids = work.entry.token_ids[piece.start : piece.stop]
+    return Span(piece.begun.stage, piece.start, token_ids, ends_prompt=piece.ends_prompt)
 
 
 def _close_quietly(choice: Choice) -> None:

@@ -49,14 +49,14 @@ def compare(
     lines = token_ids[: len(token_ids) // stretches * stretches].reshape(stretches, -1)
     for runner in (subject, reference):
         for line in lines:
-            runner.step(Span(0, 0, line[:_BEGINNING], ends_prompt=True), [])
+            runner.step([Span(0, 0, line[:_BEGINNING], ends_prompt=True)], [])
             runner.place(0, _BEGINNING)
     sums = np.zeros(4)
     steps = lines.shape[1] - _BEGINNING - 1
     for step in range(steps):
         place = _BEGINNING + step
         given, wanted = lines[:, place].tolist(), lines[:, place + 1]
-        ours, theirs = (_log_probabilities(runner.step(None, given)) for runner in (subject, reference))
+        ours, theirs = (_log_probabilities(runner.step([], given)) for runner in (subject, reference))
         rows = np.arange(stretches)
         sums += (
             -ours[rows, wanted].sum(),

@@ -44,6 +44,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def spans_max(self) -> int:
+        """How many prompts one step takes further, at most."""
+        ...
+
+    @property
     def context_tokens(self) -> int:
         """How many positions one sequence may have."""
         ...
@@ -63,12 +68,16 @@ class Runner(Protocol):
         """Positions in pages that nobody has."""
         ...
 
-    def step(self, span: Span | None, token_ids: Sequence[int]) -> Logits:
-        """Compute a piece of a prompt, if any, and one token for every row, or for none.
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
+        """Compute pieces of prompts, each in a stage of its own, and one token for every row, or for none.
 
-        `token_ids` holds the rows' last tokens, in their order, or nothing. A row of logits for the span if it
+        `token_ids` holds the rows' last tokens, in their order, or nothing. A row of logits for each span that
         ends its prompt, then one for each of token_ids.
         """
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of stage `target` those of stage `source`."""
         ...
 
     def place(self, stage: int, length: int) -> int:

@@ -1,42 +1,50 @@
 """Decides what the next step computes: values in, values out, with no clock, thread, token or device.
 
-A step takes one prompt a piece further, in a stage, and writes one token more in every row. A runner that
-cannot mix the two does the prompts first: writing costs about the same however many rows there are, so the
-rows should be full. What a prompt is cut into depends on its own length and on what its stage holds already,
-never on its neighbours. Nothing overtakes.
+A step takes the prompts in work a piece further, each in a stage of its own, and writes one token more in every
+row. Writing costs about the same however many rows there are, so prompts enter as fast as rows and room allow; a
+runner that cannot mix the two does the prompts first. How a prompt is cut into pieces changes nothing in what is
+computed. Nothing overtakes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+WORTH_WAITING_TOKENS: Final = 32
+"""A prompt waits for one that is in work and begins alike if that saves more than so many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one engine may use: sequences written at once, the longest piece of a prompt, whether steps mix."""
+    """What one engine may use: sequences written at once, prompts and tokens of prompts in one step, and whether
+    steps mix prompts and rows.
+    """
 
     slots: int
+    spans_max: int
     chunk_tokens: int
     mixes: bool
 
     def __post_init__(self) -> None:
-        if not (self.slots > 0 and self.chunk_tokens > 0):
-            raise ValueError(f"expected slots > 0 and chunk_tokens > 0, found {self}")
+        if min(self.slots, self.spans_max, self.chunk_tokens) < 1:
+            raise ValueError(f"expected slots, spans_max and chunk_tokens > 0, found {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The first prompt of the line: its length, its choices without a row, and for each stage how many of its
-    first tokens are there.
+    """The first prompt of the line: its length, its choices without a row, for each stage how many of its first
+    tokens are there, and how many will be once the prompts in work are computed, at most.
     """
 
     prompt_tokens: int
     choices: int
     hits: tuple[int, ...]
+    coming: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The prompt in work: in its stage up to `computed`, with rows kept free for `choices`."""
+    """A prompt in work: in its stage up to `computed`, with rows kept free for `choices`."""
 
     stage: int
     computed: int
@@ -45,60 +53,104 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Entrance:
+    """A prompt begins. If `source` is not its stage, what is computed of it must be copied from there first."""
+
+    begun: Begun
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
-    """Tokens for which the cache has room, and those that the rows are expected to need until they end."""
+    """Tokens for which the cache has room, and those that the choices inside are expected to need until they end."""
 
     free_tokens: int
     promised_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Positions [start, stop) of the prompt in work, or none; `writes` if all rows get a token."""
+class Piece:
+    """Positions [start, stop) of a prompt in work."""
 
-    begun: Begun | None
+    begun: Begun
     start: int
     stop: int
+
+    @property
+    def ends_prompt(self) -> bool:
+        return self.stop == self.begun.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """At most one piece of each prompt in work; `writes` if all rows get a token."""
+
+    pieces: tuple[Piece, ...]
     writes: bool
 
 
 def admit(
-    first: Waiting, others: Sequence[Sequence[int]], rows: int, expected_tokens: int, room: Room, budget: Budget
-) -> Begun | None:
-    """Let the first prompt of the line begin, or None while there is no row or no room for it.
+    first: Waiting,
+    others: Sequence[Sequence[int]],
+    inside: Sequence[Begun],
+    rows: int,
+    expected_tokens: int,
+    room: Room,
+    budget: Budget,
+) -> Entrance | None:
+    """Let the first prompt of the line begin, or None while there is no stage, no row or no room for it, or while
+    another in work computes what it needs.
 
-    `others` holds the hits of those behind it, as far as one cares to look. `expected_tokens` is what one
-    choice takes until it ends, prompt included. With nothing in the rows, the prompt enters in any case: it
-    would wait for ever.
+    `others` holds the hits of those behind it, as far as one cares to look; `inside`, the prompts in work.
+    `expected_tokens` is what one choice takes until it ends, prompt included. With nothing inside, the prompt
+    enters in any case: it would wait for ever.
     """
-    choices = min(first.choices, budget.slots - rows)
-    if choices < 1:
+    taken = rows + sum(begun.choices for begun in inside)
+    choices = min(first.choices, budget.slots - taken)
+    if choices < 1 or len(inside) == min(budget.spans_max, len(first.hits)):
+        return None
+    if inside and first.coming > max(first.hits) + WORTH_WAITING_TOKENS:
         return None
     fitting = (room.free_tokens - room.promised_tokens) // expected_tokens
-    choices = min(choices, fitting if rows else max(1, fitting))
+    choices = min(choices, fitting if taken else max(1, fitting))
     if choices < 1:
         return None
-    stage = choose_stage(first.hits, others)
+    stage, source = choose_stages(first.hits, others, {begun.stage for begun in inside})
     # The last token is computed even where it is there: its logits are wanted.
-    computed = min(first.hits[stage], first.prompt_tokens - 1)
-    return Begun(stage, computed, first.prompt_tokens, choices)
+    computed = min(first.hits[source], first.prompt_tokens - 1)
+    return Entrance(Begun(stage, computed, first.prompt_tokens, choices), source)
 
 
-def choose_stage(hits: Sequence[int], others: Sequence[Sequence[int]]) -> int:
-    """The stage with the most to give, less what those behind would lose: all that lies beyond the hit is
-    overwritten, and must be computed again for the first who needs it. Of equals, the last.
+def choose_stages(hits: Sequence[int], others: Sequence[Sequence[int]], busy: Collection[int]) -> tuple[int, int]:
+    """Where a prompt is computed, which is no busy stage, and which stage it takes its first tokens from.
+
+    Whatever its stage holds beyond the hit is overwritten, and must be computed again for the first who needs it
+    and finds it in no other stage: the stage is the one where that is least. Of equals, the one with the longest
+    hit, so that little is copied; of equals, the last.
     """
 
-    def gain(stage: int) -> tuple[int, int]:
-        needed = max((other[stage] for other in others), default=0)
-        return hits[stage] - max(0, needed - hits[stage]), stage
+    def loss(stage: int) -> int:
+        return max((_lost(other, stage, hits[stage]) for other in others), default=0)
 
-    return max(range(len(hits)), key=gain)
+    free = [stage for stage in range(len(hits)) if stage not in busy]
+    target = min(free, key=lambda stage: (loss(stage), -hits[stage], -stage))
+    longest = max(hits)
+    return target, target if hits[target] == longest else hits.index(longest)
 
 
-def plan(begun: Begun | None, rows: int, budget: Budget) -> Step | None:
-    """The next step, or None when there is nothing to do."""
-    if begun is None:
-        return Step(None, 0, 0, writes=True) if rows else None
-    stop = min(begun.prompt_tokens, begun.computed + budget.chunk_tokens)
-    return Step(begun, begun.computed, stop, writes=budget.mixes and rows > 0)
+def _lost(other: Sequence[int], stage: int, kept: int) -> int:
+    """What a prompt with the hits `other` loses if a stage keeps only its first `kept` tokens."""
+    elsewhere = max((hit for place, hit in enumerate(other) if place != stage), default=0)
+    return max(0, other[stage] - max(kept, elsewhere))
+
+
+def plan(inside: Sequence[Begun], rows: int, budget: Budget) -> Step | None:
+    """The next step, or None when there is nothing to do. Prompts share the tokens of a step in their order."""
+    pieces, left = [], budget.chunk_tokens
+    for begun in inside:
+        stop = min(begun.prompt_tokens, begun.computed + left)
+        if stop > begun.computed:
+            pieces.append(Piece(begun, begun.computed, stop))
+        left -= stop - begun.computed
+    writes = rows > 0 and (budget.mixes or not pieces)
+    return Step(tuple(pieces), writes) if pieces or writes else None

@@ -29,6 +29,6 @@ class EngineSettings:
     slots_max: int = 64
     """The most sequences written at once."""
     stages: int = 4
-    """How many beginnings of prompts are kept for those to come that begin alike."""
+    """How many beginnings of prompts are kept for those to come that begin alike; an int8 model has its own number."""
     chunk_tokens: int = 512
-    """The longest piece of one prompt computed at once."""
+    """The most tokens of prompts computed at once."""

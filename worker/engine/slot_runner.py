@@ -37,6 +37,7 @@ class SlotRunner:
     """A session, its KV cache, and bindings that stay from run to run. The methods are those of `Runner`."""
 
     mixes = False
+    spans_max = 1
 
     def __init__(self, session: ort.InferenceSession, slots: Slots, stages: int, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -54,11 +55,11 @@ class SlotRunner:
     def free_tokens(self) -> int:
         return (self.slots - len(self._lengths)) * self.page_tokens
 
-    def step(self, span: Span | None, token_ids: Sequence[int]) -> Logits:
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
         wanted = 0
-        if span is not None:
-            wanted = int(span.ends_prompt)
-            self._run(self._prompt(span), self._logits[:wanted])
+        for span in spans:
+            before, wanted = wanted, wanted + int(span.ends_prompt)
+            self._run(self._prompt(span), self._logits[before:wanted])
         if token_ids:
             count = len(token_ids)
             lengths = np.array(self._lengths, np.int32) + np.int32(1)
@@ -67,6 +68,9 @@ class SlotRunner:
             self._lengths = lengths.tolist()
             wanted += count
         return self._logits[:wanted]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._slots.copy(self.slots + source, self.slots + target, length)
 
     def place(self, stage: int, length: int) -> int:
         row = len(self._lengths)

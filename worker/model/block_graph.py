@@ -1,35 +1,41 @@
-"""A model in 8 bits for the CPU, as an ONNX graph that decodes many rows and prefills one prompt in one run.
+"""A model in 8 bits for the CPU, as an ONNX graph that decodes many rows and prefills prompts in one run.
 
-A run has N tokens: first one token for each of R rows that are being written (R >= 1), then S tokens of a
-prompt (S >= 1). The linear layers see them all at once. The rows attend to keys and values in blocks of
-`BLOCK` tokens in 8 bits, the prompt to a stage: keys and values of one sequence in float32.
+A run has N tokens: first one token for each of R rows that are being written (R >= 1), then those of prompts.
+The linear layers see them all at once. The rows attend to keys and values in blocks of `BLOCK` tokens in 8
+bits, each prompt to its stage: keys and values of one sequence in float32. There are `STAGES` of them.
 
     input_ids                    int64 [N]
     position_ids                 int64 [1, N]
-    split                        int64 [2]          R and S
+    attention_tokens             int64 [A]          which tokens attend: the R rows, then those of each stage in
+                                                    turn; some of them twice
+    attention_sizes              int64 [1 + STAGES] how many for the rows (R) and for each stage (2 at least)
+    attended                     int64 [N]          where in those A each of the N tokens finds its own
+    stage_lengths                int32 [STAGES]     the tokens of each stage after this run
     logits_indices               int64 [W]          which of the N tokens want logits, W >= 1
     block_rows                   int64 [B]          whose the blocks are
     block_lengths                int64 [B, 1, 1, 1] how many tokens each holds; 0 in block 0, which is nobody's
     row_blocks                   int64 [R, C]       each row's blocks in the order of the text, padded with 0
-    seqlens_k                    int32 [1]          the stage's tokens after this run, minus 1
-    total_sequence_length        int32 []           seqlens_k + 1
-    stage.{i}.key                float32 [1, kv_heads, L, head_size], and .value
+    stages.{s}.{i}.key           float32 [1, kv_heads, L, head_size], and .value
     blocks.{i}.key               uint8 [B, kv_heads, head_size, BLOCK]
     blocks.{i}.value             uint8 [B, kv_heads, BLOCK, head_size]
     blocks.{i}.key_scale         float32 [B, kv_heads, 1, BLOCK], and .value_scale
     logits                       float32 [W, vocabulary]
-    present.{i}.key              as stage.{i}.key, and .value: bind each to the memory of its stage
+    present.{s}.{i}.key          as stages.{s}.{i}.key, and .value: bind each to the same memory
     new                          uint8 [layers * N, heads + 2 * kv_heads, head_size]: behind the queries, the keys
                                  and values that go into blocks
     new_scale                    float32 [layers * N, heads + 2 * kv_heads]
 
 Numbers in 8 bits are unsigned with the zero at 128. Weights have one scale an output channel, activations one
-a token: the tokens before the gate and the lm_head, whose norm has just made them alike, a fixed one.
+a token: the tokens before the gate and the lm_head, whose norm has just made them alike, a fixed one. The weights
+of these layers, more than half of all, have a sign: where a processor has no instruction for products of 8 bits,
+that is a quarter faster, but two neighbouring products are then added in 16 bits, which must hold them.
 
 Each token's result depends on its own sequence alone, bit for bit: integer products are exact, and the float
 sums run over a token's own channels or, block after block, over its own text. Two conditions: `C` is 1 more than
-a multiple of 4, because the reduction adds in fours, and so adds only zeros at the end; and S is even, because
-GroupQueryAttention takes another path for the last token of an odd number.
+a multiple of 4, because the reduction adds in fours, and so adds only zeros at the end; and the tokens of each
+stage are even in number, because GroupQueryAttention takes another path for the last token of an odd number. It
+takes no fewer than one, so a stage that has nothing to do is given a token of others, which leaves its keys and
+values behind those that the stage holds.
 """
 
 from collections.abc import Sequence
@@ -48,6 +54,8 @@ from worker.model.weights import LayerWeights, Tensor, Weights
 
 BLOCK: Final = 64
 """Tokens in a block."""
+STAGES: Final = 4
+"""Prompts in one run."""
 
 _NORMED_MAX: Final = 4.25
 """Standard deviations of a normed and turned token that its 8 bits cover; what lies beyond is cut."""
@@ -58,6 +66,8 @@ _NOTHING: Final = -1e30
 _VECTOR: Final = 16
 """Numbers that a processor adds at once, at most. What fills no vector would be added in another order."""
 _TINY: Final = 1e-20
+_ZERO: Final = 128
+"""What stands for zero among numbers without a sign."""
 
 
 def write(spec: ModelSpec, weights: Weights, folder: Path) -> None:
@@ -68,14 +78,36 @@ def write(spec: ModelSpec, weights: Weights, folder: Path) -> None:
         file.save(_inputs(spec), _outputs(spec))
 
 
-def quantized(weight: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
-    """A linear layer [outputs, inputs] in 8 bits [inputs, outputs], and the scale [outputs] of each output.
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """A linear layer in 8 bits, [inputs, outputs], and the scale [outputs] of each output."""
 
-    Unsigned like the activations: where a processor has no instruction for products of 8 bits, ONNX Runtime
-    multiplies signed weights with sums of 16 bits that overflow, which cost more than all the rounding.
-    """
+    values: NDArray[np.uint8] | NDArray[np.int8]
+    scale: Tensor
+
+    @property
+    def zero_point(self) -> str:
+        """The name of the number that stands for zero."""
+        return "zero_point" if self.values.dtype == np.uint8 else "no_zero_point_signed"
+
+
+def unsigned(weight: Tensor) -> Quantized:
+    """As finely as 8 bits allow, of weights [outputs, inputs]."""
     scale: Tensor = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
-    return (np.rint(weight.T / scale) + 128).astype(np.uint8), scale
+    return Quantized((np.rint(weight.T / scale) + _ZERO).astype(np.uint8), scale)
+
+
+def signed(weight: Tensor) -> Quantized:
+    """Coarser by some 10 %, so that neighbouring products of weights [outputs, inputs] with activations, added,
+    leave 16 bits only where both activations are about the largest, and then by little.
+    """
+    pairs = weight.reshape(len(weight), -1, 2)
+    usual = np.float32(_ZERO) * np.abs(pairs.sum(axis=2))
+    largest = np.float32(127) * np.sqrt((pairs**2).sum(axis=2))
+    in_16_bits = (usual + largest).max(axis=1) / np.float32(2**15 - 1)
+    in_8_bits = np.abs(weight).max(axis=1) / np.float32(127)
+    scale: Tensor = np.maximum(np.maximum(in_8_bits, in_16_bits), _TINY)
+    return Quantized(np.rint(weight.T / scale).astype(np.int8), scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +140,14 @@ class _Decoder:
     def write(self, weights: Weights) -> None:
         self._constants()
         self._mask()
+        self._stage_lengths()
         embedding = self.file.weight("embedding.weight", weights.embedding())
         total = self.file.node("Gather", [embedding, "input_ids"], "embedding.output")
         delta = ""
         for index in range(self.spec.layers):
             total, delta = self._layer(index, weights.layer(index), total, delta)
         normed, _ = self._norm("final_norm", total, delta)
-        self._linear("logits", self._normed_eighths("lm_head.input", normed), weights.lm_head())
+        self._linear("logits", self._normed_eighths("lm_head.input", normed), signed(weights.lm_head()))
         for name in ("new", "new_scale"):
             layers = [f"layers.{index}.{name}" for index in range(self.spec.layers)]
             self.file.node("Concat", layers, name, axis=0)
@@ -143,21 +176,24 @@ class _Decoder:
         by_token = node("Reshape", [eighths.value, "shape_tokens"], f"{place}.new")
         scales = node("Reshape", [eighths.scale, "shape_token_scales"], f"{place}.new_scale")
 
-        of_rows, of_prompt = f"{place}.turned.rows", f"{place}.turned.prompt"
-        self.file.nodes("Split", [turned, "split"], [of_rows, of_prompt], axis=0)
-        rows = self._rows_attention(index, of_rows, _Eighths(by_token, scales))
-        prompt = self._prompt_attention(index, of_prompt)
-        mixed = node("Concat", [rows, prompt], f"{place}.mixed", axis=0)
+        of_rows = f"{place}.turned.rows"
+        of_stages = [f"{place}.turned.stages.{stage}" for stage in range(STAGES)]
+        attending = node("Gather", [turned, "attention_tokens"], f"{place}.turned.attending")
+        self.file.nodes("Split", [attending, "attention_sizes"], [of_rows, *of_stages], axis=0)
+        parts = [self._rows_attention(index, of_rows, _Eighths(by_token, scales))]
+        parts += [self._stage_attention(index, stage, part) for stage, part in enumerate(of_stages)]
+        mixed = node("Gather", [node("Concat", parts, f"{place}.parts", axis=0), "attended"], f"{place}.mixed")
         return self._scaled_linear(f"{place}.output", mixed, layer.output)
 
-    def _prompt_attention(self, index: int, turned: str) -> str:
-        """[S, heads * head_size] over the stage and the prompt itself, in float32."""
-        place = f"layers.{index}.prompt"
+    def _stage_attention(self, index: int, stage: int, turned: str) -> str:
+        """[tokens, heads * head_size] over what a stage holds and the tokens themselves, in float32."""
+        place, cache = f"layers.{index}.stages.{stage}", f"{stage}.{index}"
         batch = self.file.node("Unsqueeze", [turned, "axis_0"], f"{place}.turned")
+        lengths = [f"stage_lengths.{stage}.less_1", f"stage_lengths.{stage}.scalar"]
         self.file.nodes(
             "GroupQueryAttention",
-            [batch, "", "", f"stage.{index}.key", f"stage.{index}.value", "seqlens_k", "total_sequence_length"],
-            [f"{place}.batch", f"present.{index}.key", f"present.{index}.value"],
+            [batch, "", "", f"stages.{cache}.key", f"stages.{cache}.value", *lengths],
+            [f"{place}.batch", f"present.{cache}.key", f"present.{cache}.value"],
             MICROSOFT,
             num_heads=self.spec.heads,
             kv_num_heads=self.spec.kv_heads,
@@ -257,8 +293,8 @@ class _Decoder:
     def _feed_forward(self, place: str, normed: str, layer: LayerWeights) -> str:
         node = self.file.node
         eighths = self._normed_eighths(f"{place}.input", normed)
-        gate = self._linear(f"{place}.gate", eighths, layer.gate)
-        up = self._linear(f"{place}.up", eighths, layer.up)
+        gate = self._linear(f"{place}.gate", eighths, signed(layer.gate))
+        up = self._linear(f"{place}.up", eighths, signed(layer.up))
         # x * sigmoid(x), which ONNX Runtime has under this name.
         activated = node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
         gated = node("Mul", [activated, up], f"{place}.gated")
@@ -311,19 +347,18 @@ class _Decoder:
     def _scaled_linear(self, place: str, tensor: str, weight: Tensor) -> str:
         """A linear layer of tokens with a scale each."""
         eighths = self._eighths(place, tensor)
-        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), weight)
+        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), unsigned(weight))
         return self.file.node("Mul", [unscaled, eighths.scale], place)
 
-    def _linear(self, place: str, eighths: _Eighths, weight: Tensor) -> str:
+    def _linear(self, place: str, eighths: _Eighths, weight: Quantized) -> str:
         """A linear layer of tokens with one scale; this operator writes floats at once."""
-        values, scales = quantized(weight)
         inputs = [
             eighths.value,
-            self.file.weight(f"{place}.weight", values),
+            self.file.weight(f"{place}.weight", weight.values),
             eighths.scale,
-            self.file.weight(f"{place}.weight_scale", scales),
+            self.file.weight(f"{place}.weight_scale", weight.scale),
             "zero_point",
-            "zero_point",
+            weight.zero_point,
         ]
         return self.file.node("MatMulIntegerToFloat", inputs, place, MICROSOFT)
 
@@ -332,6 +367,14 @@ class _Decoder:
         node = self.file.node
         is_there = node("Less", ["places", "block_lengths"], "mask.is_there")
         node("Where", [is_there, "zero", "nothing"], "mask")
+
+    def _stage_lengths(self) -> None:
+        """As the operator wants them: less 1 as a vector of one, and as they are as a scalar."""
+        names = [f"stage_lengths.{stage}" for stage in range(STAGES)]
+        self.file.nodes("Split", ["stage_lengths"], names, axis=0, num_outputs=STAGES)
+        for name in names:
+            self.file.node("Sub", [name, "one_int32"], f"{name}.less_1")
+            self.file.node("Squeeze", [name, "axis_0"], f"{name}.scalar")
 
     def _constants(self) -> None:
         spec, file = self.spec, self.file
@@ -350,7 +393,9 @@ class _Decoder:
         }
         for name, value in floats.items():
             file.tensor(name, np.asarray(value, np.float32))
-        file.tensor("zero_point", np.array(128, np.uint8))
+        file.tensor("one_int32", np.array(1, np.int32))
+        file.tensor("zero_point", np.array(_ZERO, np.uint8))
+        file.tensor("no_zero_point_signed", np.array(0, np.int8))
         file.tensor("no_zero_point", np.array(0, np.uint8))
         vectors = {
             "start_0": [0],
@@ -391,14 +436,15 @@ def _inputs(spec: ModelSpec) -> list[ValueInfoProto]:
     return [
         _value("input_ids", TensorProto.INT64, ["tokens"]),
         _value("position_ids", TensorProto.INT64, [1, "tokens"]),
-        _value("split", TensorProto.INT64, [2]),
+        _value("attention_tokens", TensorProto.INT64, ["attending"]),
+        _value("attention_sizes", TensorProto.INT64, [1 + STAGES]),
+        _value("attended", TensorProto.INT64, ["tokens"]),
+        _value("stage_lengths", TensorProto.INT32, [STAGES]),
         _value("logits_indices", TensorProto.INT64, ["wanted"]),
         _value("block_rows", TensorProto.INT64, ["blocks"]),
         _value("block_lengths", TensorProto.INT64, ["blocks", 1, 1, 1]),
         _value("row_blocks", TensorProto.INT64, ["rows", "row_blocks_max"]),
-        _value("seqlens_k", TensorProto.INT32, [1]),
-        _value("total_sequence_length", TensorProto.INT32, []),
-        *_stage("stage", spec),
+        *_stages("stages", spec),
         *(value for index in range(spec.layers) for value in _blocks(f"blocks.{index}", spec)),
     ]
 
@@ -407,16 +453,17 @@ def _outputs(spec: ModelSpec) -> list[ValueInfoProto]:
     heads = spec.heads + 2 * spec.kv_heads
     return [
         _value("logits", TensorProto.FLOAT, ["wanted", spec.vocabulary]),
-        *_stage("present", spec),
+        *_stages("present", spec),
         _value("new", TensorProto.UINT8, ["layers_tokens", heads, spec.head_size]),
         _value("new_scale", TensorProto.FLOAT, ["layers_tokens", heads]),
     ]
 
 
-def _stage(prefix: str, spec: ModelSpec) -> list[ValueInfoProto]:
+def _stages(prefix: str, spec: ModelSpec) -> list[ValueInfoProto]:
     shape: list[str | int | None] = [1, spec.kv_heads, "room", spec.head_size]
     return [
-        _value(f"{prefix}.{index}.{part}", TensorProto.FLOAT, shape)
+        _value(f"{prefix}.{stage}.{index}.{part}", TensorProto.FLOAT, shape)
+        for stage in range(STAGES)
         for index in range(spec.layers)
         for part in ("key", "value")
     ]

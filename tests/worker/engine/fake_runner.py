@@ -42,12 +42,14 @@ class FakeRunner:
         crash_at: int | None = None,
         *,
         stages: int = 2,
+        spans_max: int = 2,
         mixes: bool = True,
         page_tokens: int = 4,
         pages: int | None = None,
     ) -> None:
         self.slots = slots
         self.stages = stages
+        self.spans_max = spans_max
         self.mixes = mixes
         self.context_tokens = context_tokens
         self.page_tokens = page_tokens
@@ -55,7 +57,7 @@ class FakeRunner:
         self.gate.set()
         self.began = Event()
         self.steps: list[tuple[int, int]] = []
-        """Of each step the tokens of a prompt and the rows."""
+        """Of each step the tokens of prompts and the rows."""
         self.fullest = 0
         self.is_closed = False
         self._script = script
@@ -68,28 +70,36 @@ class FakeRunner:
     def free_tokens(self) -> int:
         return (self._pages - sum(map(self._pages_of, self._rows))) * self.page_tokens
 
-    def step(self, span: Span | None, token_ids: Sequence[int]) -> Logits:
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
         self.began.set()
         assert self.gate.wait(timeout=30), "the test forgot to open the gate"
         if len(self.steps) == self._crash_at:
             raise MemoryError("scripted crash")
-        assert span is not None or token_ids, "a step of nothing"
-        assert span is None or self.mixes or not token_ids, "a step that mixes"
+        assert spans or token_ids, "a step of nothing"
+        assert not spans or self.mixes or not token_ids, "a step that mixes"
         assert len(token_ids) in {0, len(self._rows)}, "rows left out"
-        self.steps.append((0 if span is None else len(span.token_ids), len(token_ids)))
+        assert len({span.stage for span in spans}) == len(spans) <= self.spans_max, "a stage used twice"
+        self.steps.append((sum(len(span.token_ids) for span in spans), len(token_ids)))
         texts = []
-        if span is not None:
+        for span in spans:
             staged = self._staged[span.stage]
-            assert 0 < span.start + len(span.token_ids) <= self.context_tokens
+            assert len(span.token_ids) > 0
+            assert span.start + len(span.token_ids) <= self.context_tokens
             assert span.start <= len(staged), "positions before the first were never computed"
             staged[span.start :] = span.token_ids.tolist()
-            texts = [staged] if span.ends_prompt else []
+            if span.ends_prompt:
+                texts.append(staged)
         for row, token_id in zip(self._rows, token_ids, strict=False):
             row.append(token_id)
             assert len(row) <= self.context_tokens
             texts.append(row)
         assert self.free_tokens >= 0, "more pages taken than there are"
         return self._logits(texts)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert source != target
+        assert length <= len(self._staged[source])
+        self._staged[target] = self._staged[source][:length]
 
     def place(self, stage: int, length: int) -> int:
         assert length <= len(self._staged[stage])

@@ -86,13 +86,19 @@ def workloads(draw: st.DrawFn) -> list[tuple[tuple[int, ...], int, int]]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(workloads(), st.integers(1, 5), st.integers(1, 12), st.integers(1, 4), st.booleans(), st.integers(13, 30))
+@given(workloads(), st.data())
 def test_every_choice_of_every_prompt_reads_as_if_it_were_written_alone(
-    workload: list[tuple[tuple[int, ...], int, int]], slots: int, chunk: int, stages: int, mixes: bool, pages: int
+    workload: list[tuple[tuple[int, ...], int, int]], data: st.DataObject
 ) -> None:
     """Also where the cache is so small that rows must go back to the line."""
-    runner = FakeRunner(slots=slots, stages=stages, mixes=mixes, pages=pages)
-    with running(runner, EngineSettings(chunk_tokens=chunk)) as engine:
+    runner = FakeRunner(
+        slots=data.draw(st.integers(1, 5), "slots"),
+        stages=data.draw(st.integers(1, 4), "stages"),
+        spans_max=data.draw(st.integers(1, 4), "spans_max"),
+        mixes=data.draw(st.booleans(), "mixes"),
+        pages=data.draw(st.integers(13, 30), "pages"),
+    )
+    with running(runner, EngineSettings(chunk_tokens=data.draw(st.integers(1, 12), "chunk"))) as engine:
         futures = [
             engine.submit(greedy(token_ids, tokens_max, choices=choices)) for token_ids, tokens_max, choices in workload
         ]

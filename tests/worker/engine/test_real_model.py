@@ -80,11 +80,11 @@ def test_choices_of_one_prompt_read_on_from_one_prefill(model: ModelFolder, alon
 @pytest.mark.parametrize("pieces", [[1, 49], [20, 13, 17], [49, 1], [5] * 10])
 def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(alone: Runner, pieces: list[int]) -> None:
     prompt = np.random.default_rng(11).integers(0, alone.vocabulary, 50)
-    whole = alone.step(Span(0, 0, prompt, ends_prompt=True), []).copy()
+    whole = alone.step([Span(0, 0, prompt, ends_prompt=True)], []).copy()
     start = 0
     for length in pieces:
         span = Span(1, start, prompt[start : start + length], ends_prompt=start + length == 50)
-        logits = alone.step(span, [])
+        logits = alone.step([span], [])
         start += length
     np.testing.assert_allclose(logits, whole, atol=1e-4)
 
@@ -125,7 +125,7 @@ def _compare(alone: Runner, prompt: Tokens, limit: int, completion: Completion) 
     assert len(completion.token_ids) == min(limit, alone.context_tokens - len(prompt))
     text = list(prompt)
     for compared, token in enumerate(completion.token_ids):
-        [logits] = alone.step(Span(0, 0, np.array(text), ends_prompt=True), [])
+        [logits] = alone.step([Span(0, 0, np.array(text), ends_prompt=True)], [])
         second, best = np.partition(logits, -2)[-2:]
         if best - second < MARGIN:
             return compared
