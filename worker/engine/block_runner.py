@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from worker.engine import session as sessions
 from worker.engine.blocks import KINDS, BlockLayout, Blocks, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
-from worker.engine.sampling import Logits
+from worker.engine.softmax import Logits
 from worker.model.block_graph import STAGES
 
 Inputs = dict[str, npt.NDArray[Any]]
@@ -173,7 +174,7 @@ class BlockRunner:
         new, new_scale = self._new_arrays(inputs["input_ids"].size)
         for name, array in (("new", new), ("new_scale", new_scale)):
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        sessions.run(self._session, binding)
         return self._new_tokens(new, new_scale)
 
     def _bind_stages(self, spans: Sequence[Span]) -> None:

@@ -42,6 +42,10 @@ class OutOfSlots(EngineError):
         self.kv_bytes_max = kv_bytes_max
 
 
+class OutOfMemory(EngineError):
+    """A step needed more memory than there is. It did not happen; a smaller one may."""
+
+
 class OutOfBlocks(EngineError):
     """The KV cache has fewer free blocks than a sequence needs."""
 

@@ -9,8 +9,9 @@ from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineError, OutOfSlots
 from worker.engine.runner import Runner
+from worker.engine.session import has_cuda, open_session
 from worker.engine.settings import Device, EngineSettings
-from worker.engine.slot_runner import SlotRunner, cache_element, has_cuda, open_session
+from worker.engine.slot_runner import SlotRunner, cache_element
 from worker.engine.slots import CudaSlots, HostSlots, Layout
 from worker.model.block_graph import BLOCK, STAGES
 from worker.model.folder import ModelFolder

@@ -10,12 +10,13 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from worker.engine import next_token, scheduler
+from worker.engine.errors import OutOfMemory
 from worker.engine.lengths import Lengths
 from worker.engine.progress import Progress
 from worker.engine.runner import Runner, Span
-from worker.engine.sampling import Logits
 from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
+from worker.engine.softmax import Logits
 from worker.engine.stages import Stages, shared
 from worker.engine.ticket import Ticket
 from worker.engine.waiting import Entry, WaitingLine
@@ -50,7 +51,7 @@ class Loop:
     def __init__(self, runner: Runner, budget: Budget) -> None:
         self.progress = Progress(beat_at=monotonic())
         self._runner = runner
-        self._budget = budget
+        self._budget = self._granted = budget
         self._waiting = WaitingLine()
         self._stages = Stages(runner.stages)
         self._lengths = Lengths()
@@ -64,6 +65,8 @@ class Loop:
 
     def add(self, ticket: Ticket) -> None:
         """Let a prompt wait for its rows."""
+        if not self.has_work:
+            self._budget = self._granted
         self._waiting.add(Entry(ticket, ticket.sequences, ticket.token_ids))
 
     def beat(self) -> None:
@@ -80,7 +83,11 @@ class Loop:
             self._check_idle()
             return
         self._make_room(step)
-        prompt_tokens, output_tokens = self._carry_out(step)
+        try:
+            prompt_tokens, output_tokens = self._carry_out(step)
+        except OutOfMemory as error:
+            self._halve(error)
+            return
         self._count(began, prompt_tokens, output_tokens)
 
     def drop(self, ticket: Ticket, error: BaseException) -> None:
@@ -140,7 +147,24 @@ class Loop:
     def _make_room(self, step: Step) -> None:
         """Where a step's tokens do not fit, the rows with the least to lose go back to the line."""
         while self._rows and self._needed(step) > self._runner.free_tokens:
-            self._send_back(min(range(len(self._rows)), key=lambda row: len(self._rows[row].choice.token_ids)))
+            self._send_back(self._cheapest_row())
+
+    def _cheapest_row(self) -> int:
+        return min(range(len(self._rows)), key=lambda row: len(self._rows[row].choice.token_ids))
+
+    def _halve(self, error: OutOfMemory) -> None:
+        """Until there is no more work, go on with half of what is inside, and with half of a step's prompt tokens.
+        What leaves is computed again later.
+        """
+        if self._running == self._budget.chunk_tokens == 1:
+            raise error
+        slots, chunk_tokens = max(1, self._running // 2), max(1, self._budget.chunk_tokens // 2)
+        logger.warning("out of memory", extra={"slots": slots, "chunk_tokens": chunk_tokens, "reason": str(error)})
+        self._budget = replace(self._budget, slots=slots, chunk_tokens=chunk_tokens)
+        while self._running > slots and self._works:
+            self._waiting.put_first(self._works.pop().entry)
+        while self._running > slots:
+            self._send_back(self._cheapest_row())
 
     def _needed(self, step: Step) -> int:
         """What a step takes of the cache, in whole pages."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from worker.engine.sampling import Logits
+from worker.engine.softmax import Logits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class Runner(Protocol):
     """A model on a device, with stages in which prompts are computed and rows in which answers are written.
 
     Logits are float32 [rows, vocabulary] in host memory. They belong to the caller, who may write into them,
-    until the next step. Any exception but OutOfBlocks means that the cache can no longer be trusted.
+    until the next step. Any exception but OutOfBlocks and OutOfMemory means that the cache can no longer be trusted.
     """
 
     @property
@@ -72,7 +72,7 @@ class Runner(Protocol):
         """Compute pieces of prompts, each in a stage of its own, and one token for every row, or for none.
 
         `token_ids` holds the rows' last tokens, in their order, or nothing. A row of logits for each span that
-        ends its prompt, then one for each of token_ids.
+        ends its prompt, then one for each of token_ids. OutOfMemory leaves all as it was before.
         """
         ...
 

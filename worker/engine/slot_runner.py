@@ -7,16 +7,16 @@ the slots from 0 on, the stages in those behind.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from worker.engine import session as sessions
 from worker.engine.errors import OutOfBlocks
 from worker.engine.runner import Span
-from worker.engine.sampling import Logits
 from worker.engine.slots import CudaSlots, Slots
+from worker.engine.softmax import Logits
 
 _BINDINGS_MAX = 256
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -108,7 +108,7 @@ class SlotRunner:
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        sessions.run(self._session, binding)
 
     def _binding(self, first_slot: int, count: int) -> ort.IOBinding:
         """Past and present bound to `count` slots from the first; made once, as it takes most of a ms."""
@@ -135,24 +135,3 @@ def cache_element(session: ort.InferenceSession) -> np.dtype[np.generic]:
     """The type of the keys and values that the graph wants."""
     kinds = {argument.name: argument.type for argument in session.get_inputs()}
     return np.dtype(_ELEMENTS[kinds["past_key_values.0.key"]])
-
-
-def has_cuda() -> bool:
-    """ONNX Runtime was built with CUDA here; whether a device answers is seen when a session opens."""
-    return "CUDAExecutionProvider" in ort.get_available_providers()
-
-
-def open_session(path: Path, *, threads: int, use_cuda: bool) -> ort.InferenceSession:
-    """Load the graph at `path`; with `use_cuda`, an error rather than the CPU where no device answers."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if not use_cuda:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    ort.preload_dlls()
-    cuda = ("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
-    session = ort.InferenceSession(str(path), options, providers=[cuda, "CPUExecutionProvider"])
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError("CUDA was asked for, but ONNX Runtime could not open a CUDA device")
-    return session

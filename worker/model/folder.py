@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 from worker.model import block_graph, graph, tokenizer
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
-from worker.model.manifest import MANIFEST_NAME, Manifest, StoredFile
+from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
 from worker.model.onnx_file import GRAPH_NAME, WEIGHTS_NAME
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
@@ -121,6 +121,10 @@ def verify(path: Path) -> ModelFolder:
 def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.from_json((path / MANIFEST_NAME).read_text("utf-8"))
+    except OtherFormat as other:
+        raise DamagedModel(
+            f"the model folder {path} is of another version; make it anew with: {_again(str(other), path.name)}"
+        ) from other
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DamagedModel(
@@ -139,11 +143,13 @@ def _check_size(folder: ModelFolder, file: StoredFile) -> None:
 
 
 def _damaged(folder: ModelFolder, fault: str) -> DamagedModel:
-    reference = folder.manifest.reference
-    remedy = reference if reference == folder.name else f"{reference} --name {folder.name}"
-    return DamagedModel(
-        f"the model folder {folder.path} is damaged: {fault}; mend it with: gristmill models add {remedy}"
-    )
+    remedy = _again(folder.manifest.reference, folder.name)
+    return DamagedModel(f"the model folder {folder.path} is damaged: {fault}; mend it with: {remedy}")
+
+
+def _again(reference: str, name: str) -> str:
+    """The command that adds a model under the name that it has."""
+    return f"gristmill models add {reference if reference == name else f'{reference} --name {name}'}"
 
 
 def _describe(path: Path) -> StoredFile:

@@ -8,10 +8,14 @@ from typing import Any, Final, Self
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Goes up when folders written before can no longer be read, or must be written anew."""
 
 MANIFEST_NAME: Final = "manifest.json"
+
+
+class OtherFormat(Exception):
+    """A folder that another version wrote; the argument is what a user types to add the model again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ValueError, KeyError or TypeError if the text is not a manifest of this format."""
+        """Raises OtherFormat for a manifest of another version, else ValueError, KeyError or TypeError."""
         values: dict[str, Any] = json.loads(text)
         if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}")
+            raise OtherFormat(str(values["reference"]))
         return cls(
             name=values["name"],
             source=values["source"],

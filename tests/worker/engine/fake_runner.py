@@ -6,8 +6,9 @@ from threading import Event
 
 import numpy as np
 
+from worker.engine.errors import OutOfMemory
 from worker.engine.runner import Span
-from worker.engine.sampling import Logits
+from worker.engine.softmax import Logits
 
 VOCABULARY = 50
 Script = Callable[[tuple[int, ...]], int]
@@ -29,7 +30,8 @@ def reference(prompt: Sequence[int], tokens_max: int, script: Script = scramble)
 class FakeRunner:
     """Greedy answers follow the script. `gate` holds steps back until it is set; step `crash_at` raises.
 
-    With `pages` it holds so many pages of `page_tokens`; without, as many as its slots can need.
+    With `pages` it holds so many pages of `page_tokens`; without, as many as its slots can need. A step of more
+    than `step_tokens` tokens finds no memory.
     """
 
     vocabulary = VOCABULARY
@@ -46,6 +48,7 @@ class FakeRunner:
         mixes: bool = True,
         page_tokens: int = 4,
         pages: int | None = None,
+        step_tokens: int = 10**9,
     ) -> None:
         self.slots = slots
         self.stages = stages
@@ -62,6 +65,7 @@ class FakeRunner:
         self.is_closed = False
         self._script = script
         self._crash_at = crash_at
+        self._step_tokens = step_tokens
         self._pages = pages or slots * -(-context_tokens // page_tokens)
         self._staged: list[list[int]] = [[] for _ in range(stages)]
         self._rows: list[list[int]] = []
@@ -79,7 +83,10 @@ class FakeRunner:
         assert not spans or self.mixes or not token_ids, "a step that mixes"
         assert len(token_ids) in {0, len(self._rows)}, "rows left out"
         assert len({span.stage for span in spans}) == len(spans) <= self.spans_max, "a stage used twice"
-        self.steps.append((sum(len(span.token_ids) for span in spans), len(token_ids)))
+        prompt_tokens = sum(len(span.token_ids) for span in spans)
+        if prompt_tokens + len(token_ids) > self._step_tokens:
+            raise OutOfMemory("scripted")
+        self.steps.append((prompt_tokens, len(token_ids)))
         texts = []
         for span in spans:
             staged = self._staged[span.stage]

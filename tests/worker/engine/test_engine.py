@@ -107,6 +107,32 @@ def test_every_choice_of_every_prompt_reads_as_if_it_were_written_alone(
             assert [choice.token_ids for choice in answer(future)] == [expected] * choices
 
 
+@settings(deadline=None, max_examples=30)
+@given(workloads(), st.integers(2, 8))
+def test_steps_that_find_no_memory_are_made_smaller_and_no_answer_suffers(
+    workload: list[tuple[tuple[int, ...], int, int]], step_tokens: int
+) -> None:
+    runner = FakeRunner(slots=8, spans_max=3, stages=3, step_tokens=step_tokens)
+    with running(runner, EngineSettings(chunk_tokens=20)) as engine:
+        futures = [engine.submit(greedy(ids, tokens_max, choices=choices)) for ids, tokens_max, choices in workload]
+        for (token_ids, tokens_max, choices), future in zip(workload, futures, strict=True):
+            assert [choice.token_ids for choice in answer(future)] == [reference(token_ids, tokens_max)] * choices
+
+
+def test_an_engine_takes_its_full_load_again_after_it_ran_out_of_memory_and_of_work() -> None:
+    runner = FakeRunner(slots=6, step_tokens=5)
+    with running(runner, EngineSettings(chunk_tokens=4)) as engine:
+        for _ in range(2):
+            runner.fullest = 0
+            answer(engine.submit(greedy((1, 2, 3), 9, choices=6)))
+            assert runner.fullest == 6
+
+
+def test_an_engine_that_finds_no_memory_for_a_single_token_fails() -> None:
+    with running(FakeRunner(step_tokens=0)) as engine, pytest.raises(EngineFailed, match="scripted"):
+        answer(engine.submit(greedy((1, 2, 3), 9)))
+
+
 def test_a_completion_tells_how_it_ended_and_what_it_cost() -> None:
     text = reference((1, 2, 3), 9)
     stop = text[4]
