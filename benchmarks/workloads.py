@@ -1,20 +1,19 @@
 """The requests that engines are compared on: real English as token ids, the same at every run, nothing fetched.
 
-The text is the language reference that Python carries for `help()` (`pydoc_data`, PSF licence): its paragraphs of
-plain prose, each used once in a workload. It is the same for one version of Python; `Workload.digest` tells two
-apart. Prompts have the form of SmolLM2's chat template, cut to an exact number of tokens, and every answer has a
-fixed length, so that engines that differ in their words still do the same work.
+The text is that of `worker.engine.english`, each paragraph used once in a workload. It is the same for one version
+of Python; `Workload.digest` tells two apart. Prompts have the form of SmolLM2's chat template, cut to an exact number
+of tokens, and every answer has a fixed length, so that engines that differ in their words still do the same work.
 """
 
 import hashlib
 import json
 import math
-import pydoc_data.topics
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
+
+from worker.engine import english
 
 Encode = Callable[[str], list[int]]
 """Text with control tokens in it -> token ids."""
@@ -27,9 +26,6 @@ TURN: Final = "<|im_end|>\n"
 WARMUP_TOKENS: Final = 40
 
 NAMES: Final = ("shared", "mixed", "classify")
-
-_PROSE_LETTERS_MIN: Final = 0.85
-_PROSE_CHARACTERS_MIN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +75,11 @@ def make(name: str, encode: Encode) -> Workload:
     raise ValueError(f"'{name}' is no workload; there are {', '.join(NAMES)}")
 
 
-def prose() -> list[str]:
-    """Paragraphs of plain English, in an order that mixes the subjects; the same for one version of Python."""
-    found: dict[str, None] = {}
-    for _, text in sorted(pydoc_data.topics.topics.items()):
-        for paragraph in re.split(r"\n\s*\n", text):
-            line = " ".join(paragraph.split())
-            if _is_prose(line):
-                found[line] = None
-    paragraphs = list(found)
-    random.Random(2).shuffle(paragraphs)
-    return paragraphs
-
-
-def _is_prose(line: str) -> bool:
-    if len(line) < _PROSE_CHARACTERS_MIN or not line.endswith((".", ":")):
-        return False
-    return sum(sign.isalpha() or sign in " ,.'" for sign in line) >= _PROSE_LETTERS_MIN * len(line)
-
-
 def _with_system_prompt(
     encode: Encode, name: str, *, requests: int, system: int, own: int, output: int, counts_input: bool
 ) -> Workload:
     """All requests begin with the same `system` tokens and go on with `own` of their own."""
-    text = iter(prose())
+    text = iter(english.paragraphs())
     warmup = _own(encode, text, WARMUP_TOKENS)
     prefix = _cut(encode, SYSTEM_HEAD, _join(encode, text, system), TURN, system)
     prompts: dict[tuple[int, ...], None] = {}
@@ -113,7 +90,7 @@ def _with_system_prompt(
 
 def _mixed(encode: Encode, *, requests: int) -> Workload:
     """Prompts of 20 to 600 tokens and answers of 16 to 256, log-normal and independent of each other."""
-    text, pick = iter(prose()), random.Random(5)
+    text, pick = iter(english.paragraphs()), random.Random(5)
     warmup = _own(encode, text, WARMUP_TOKENS)
     prompts = [_own(encode, text, _log_normal(pick, 150, 0.8, 20, 600)) for _ in range(requests)]
     outputs = [_log_normal(pick, 80, 0.65, 16, 256) for _ in range(requests)]

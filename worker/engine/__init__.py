@@ -11,6 +11,7 @@ from worker.engine.errors import (
     PromptTooLong,
 )
 from worker.engine.loading import load
+from worker.engine.logprobs import TokenLogprob
 from worker.engine.progress import Progress
 from worker.engine.prompt import Completion, FinishReason, Prompt, Watcher
 from worker.engine.sampling import Sampling
@@ -32,6 +33,7 @@ __all__ = [
     "PromptRefused",
     "PromptTooLong",
     "Sampling",
+    "TokenLogprob",
     "Watcher",
     "load",
 ]

@@ -27,12 +27,30 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Row:
-    """Who is written in a row."""
+    """Who is written in a row, and how many of its tokens are in the cache. A choice that had to leave its row is
+    written again, token for token, before it goes on: so it reads as if it had stayed, to the last bit.
+    """
 
     ticket: Ticket
     choice: Choice
+    fed: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions in the KV cache."""
+        return self.choice.prompt_tokens + self.fed
+
+    @property
+    def awaits_token(self) -> bool:
+        """All that it has is in the cache."""
+        return self.fed == len(self.choice.token_ids)
+
+    @property
+    def next_fed(self) -> int:
+        """The token that goes into the cache next."""
+        return self.choice.token_ids[self.fed]
 
 
 @dataclass(slots=True, eq=False)
@@ -140,8 +158,8 @@ class Loop:
     def _room(self) -> Room:
         promised = sum(work.expected_tokens * work.begun.choices for work in self._works)
         for row in self._rows:
-            length, tokens_max = row.choice.cached_length, row.choice.prompt_tokens + row.choice.tokens_max
-            promised += self._lengths.expected(length, tokens_max) - length
+            tokens_max = row.choice.prompt_tokens + row.choice.tokens_max
+            promised += self._lengths.expected(row.length, tokens_max) - row.length
         return Room(self._runner.free_tokens, promised)
 
     def _make_room(self, step: Step) -> None:
@@ -150,7 +168,7 @@ class Loop:
             self._send_back(self._cheapest_row())
 
     def _cheapest_row(self) -> int:
-        return min(range(len(self._rows)), key=lambda row: len(self._rows[row].choice.token_ids))
+        return min(range(len(self._rows)), key=lambda row: self._rows[row].length)
 
     def _halve(self, error: OutOfMemory) -> None:
         """Until there is no more work, go on with half of what is inside, and with half of a step's prompt tokens.
@@ -169,15 +187,14 @@ class Loop:
     def _needed(self, step: Step) -> int:
         """What a step takes of the cache, in whole pages."""
         page = self._runner.page_tokens
-        pages = sum(row.choice.cached_length % page == 0 for row in self._rows) if step.writes else 0
+        pages = sum(row.length % page == 0 for row in self._rows) if step.writes else 0
         pages += sum(-(-piece.stop // page) * piece.begun.choices for piece in step.pieces if piece.ends_prompt)
         return pages * page
 
     def _send_back(self, row: int) -> None:
-        """Let a choice wait again; what it has written becomes part of what is computed for it."""
+        """Let a choice wait again."""
         seat = self._rows[row]
-        token_ids = np.concatenate([seat.ticket.token_ids, np.array(seat.choice.token_ids, np.int64)])
-        self._waiting.put_first(Entry(seat.ticket, [seat.choice], token_ids, is_back=True))
+        self._waiting.put_first(Entry(seat.ticket, [seat.choice], seat.ticket.token_ids, is_back=True))
         self._remove([row])
 
     def _carry_out(self, step: Step) -> tuple[int, int]:
@@ -186,7 +203,9 @@ class Loop:
         pieces = [(works[piece.begun.stage], piece) for piece in step.pieces]
         spans = [_span(work, piece) for work, piece in pieces]
         written = list(self._rows) if step.writes else []
-        logits = self._run(self._runner.step, spans, [row.choice.token_ids[-1] for row in written])
+        logits = self._run(self._runner.step, spans, [row.next_fed for row in written])
+        for row in written:
+            row.fed += 1
         entered, counts = [], []
         for work, piece in pieces:
             work.begun = replace(work.begun, computed=piece.stop)
@@ -197,8 +216,13 @@ class Loop:
                 counts.append(len(rows))
         if len(entered) > len(counts):
             logits = np.repeat(logits, [*counts, *[1] * len(written)], axis=0)
-        self._read(logits, [*entered, *written])
-        return sum(len(span.token_ids) for span in spans), len(entered) + len(written)
+        computed = [*entered, *written]
+        reading = [row for row in computed if row.awaits_token]
+        if len(reading) < len(computed):
+            logits = logits[[row.awaits_token for row in computed]]
+        if reading:
+            self._read(logits, reading)
+        return sum(len(span.token_ids) for span in spans), len(reading)
 
     def _place(self, work: _Work) -> list[_Row]:
         """Give each choice of a computed prompt its row."""

@@ -1,31 +1,55 @@
-"""Gives each row its next token."""
+"""Gives each row its next token: what its choice wants of the logits, the draw, and back to the choice.
+
+In this order: log-probabilities are taken of the logits as they come (`logprobs`) -> bias, stop tokens held
+back, penalties (`adjustment`) -> the watcher's mask -> temperature, truncation, draw (`sampling`). As vLLM does
+it, but that there a grammar's mask comes first of all, so that log-probabilities are of what it leaves.
+"""
 
 from collections.abc import Sequence
 
-from worker.engine import sampling
+from worker.engine import logprobs, sampling
 from worker.engine.errors import NothingToSample
-from worker.engine.sampling import Logits
 from worker.engine.sequence import Sequence as Choice
+from worker.engine.softmax import Logits
 
 
 def advance(logits: Logits, choices: Sequence[Choice]) -> list[Exception | None]:
-    """For each row: mask, draw, let the choice accept the token. The outcome is the error its prompt fails with."""
-    outcomes: list[Exception | None] = [None] * len(choices)
-    for row, choice in enumerate(choices):
-        if choice.watcher is not None:
-            try:
-                mask = choice.watcher.mask()
-                if mask is not None:
-                    sampling.allow_only(logits[row], mask)
-            except Exception as error:  # noqa: BLE001  a watcher is others' code
-                outcomes[row] = error
+    """For each row of logits [rows, vocabulary], draw the next token of its choice and let it accept it.
+
+    The outcome of a row is the error that its prompt fails with, NothingToSample or what a watcher raised, or
+    else None: then `choice.finish_reason` tells if it has ended. Writes into logits. A row's outcome depends
+    on its own logits and choice alone.
+    """
+    raw = {row: logits[row].copy() for row, choice in enumerate(choices) if choice.top_logprobs is not None}
+    outcomes = [_prepare(logits[row], choice) for row, choice in enumerate(choices)]
     tokens = sampling.sample(logits, [choice.next_draw for choice in choices])
     for row, (choice, token) in enumerate(zip(choices, tokens.tolist(), strict=True)):
         if outcomes[row] is None:
-            try:
-                if token == sampling.NO_TOKEN:
-                    raise NothingToSample("no token can follow: all are masked, or the logits are not numbers")
-                choice.accept(token)
-            except Exception as error:  # noqa: BLE001  a watcher is others' code
-                outcomes[row] = error
+            outcomes[row] = _take(choice, token, raw.get(row))
     return outcomes
+
+
+def _prepare(logits: Logits, choice: Choice) -> Exception | None:
+    """Leave of one row what may be drawn."""
+    if choice.adjustment is not None:
+        choice.adjustment.apply(logits)
+    if choice.watcher is not None:
+        try:
+            mask = choice.watcher.mask()
+        except Exception as error:  # noqa: BLE001  a watcher is others' code
+            return error
+        if mask is not None:
+            sampling.allow_only(logits, mask)
+    return None
+
+
+def _take(choice: Choice, token: int, raw: Logits | None) -> Exception | None:
+    """Hand a choice its token, with what the model thought of it if the row as it came is at hand."""
+    try:
+        if token == sampling.NO_TOKEN:
+            raise NothingToSample("no token can follow: all are masked, or the logits are not numbers")
+        logprob = None if raw is None else logprobs.read(raw, token, choice.top_logprobs or 0)
+        choice.accept(token, logprob)
+    except Exception as error:  # noqa: BLE001  a watcher is others' code
+        return error
+    return None

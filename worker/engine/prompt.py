@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from worker.engine.logprobs import TokenLogprob
 from worker.engine.sampling import Mask, Sampling
 
 
@@ -41,16 +42,20 @@ class Prompt:
     """One prompt and all that is wanted of it.
 
     `tokens_max` counts each choice's output; None means up to the context. `stop_token_ids` holds every token
-    that ends a choice, the model's own among them: the engine knows none by itself. A lower `priority` enters
-    first. `watch` makes the watcher of a choice, given its index; `submit` calls it, in the caller's thread.
+    that ends a choice, the model's own among them: the engine knows none by itself. Before `tokens_min` tokens
+    none of them is drawn, while a watcher may end a choice at any time. A lower `priority` enters first.
+    `watch` makes the watcher of a choice, given its index; `submit` calls it, in the caller's thread.
+    `top_logprobs` asks for the log-probability of each token and of so many of the likeliest; None for neither.
     """
 
     token_ids: Sequence[int] | npt.NDArray[np.int64]
     sampling: Sampling
     tokens_max: int | None = None
+    tokens_min: int = 0
     choices: int = 1
     stop_token_ids: frozenset[int] = frozenset()
     priority: int = 0
+    top_logprobs: int | None = None
     watch: Callable[[int], Watcher] | None = None
 
 
@@ -60,7 +65,8 @@ class Completion:
 
     `token_ids` leaves the stop token out. `output_tokens` counts every token that was drawn, the stop token
     included, as vLLM's `completion_tokens` does. A usage adds up `output_tokens` over the choices, but has
-    `prompt_tokens` and `cached_tokens` (those of the prompt that were not computed for it) once.
+    `prompt_tokens` and `cached_tokens` (those of the prompt that were not computed for it) once. `logprobs` has
+    one entry for each of `token_ids`, if they were asked for.
     """
 
     token_ids: tuple[int, ...]
@@ -68,3 +74,4 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None

@@ -1,4 +1,4 @@
-"""How much a faster precision changes a model: perplexity and divergence from a reference, on the same text.
+"""How much a faster precision changes a model: perplexity and divergence from a reference, on the same English.
 
 Both runners write the same text side by side, token for token, so that all is measured that answers go
 through, the KV cache's precision included.
@@ -11,10 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from worker.engine import english
+from worker.engine.loading import open_runner
 from worker.engine.runner import Runner, Span
+from worker.engine.settings import EngineSettings
+from worker.model.folder import ModelFolder
 
 _BEGINNING = 64
 """Tokens of each stretch that are given, not predicted."""
+_STRETCHES = 64
+_STRETCH_TOKENS = 380  # 64 x 315 predicted tokens: 20,160
+_SETTINGS = EngineSettings(context_tokens_max=512, slots_max=_STRETCHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,24 @@ class Quality:
     @property
     def perplexity_change(self) -> float:
         return self.perplexity / self.reference_perplexity - 1
+
+
+def measure(model: ModelFolder, reference: ModelFolder, progress: Callable[[int, int], None]) -> Quality:
+    """Hold a model against the same one in another precision, on 20,000 tokens of English.
+
+    `progress` hears of steps done and in all. Both must use the same tokens.
+    """
+    text = "\n\n".join(english.paragraphs())
+    token_ids = np.array(model.tokenizer().encode_template(text), np.int64)
+    needed = _STRETCHES * _STRETCH_TOKENS
+    if len(token_ids) < needed:
+        token_ids = np.resize(token_ids, needed)
+    runners = [open_runner(folder, _SETTINGS) for folder in (model, reference)]
+    try:
+        return compare(runners[0], runners[1], token_ids[:needed], stretches=_STRETCHES, progress=progress)
+    finally:
+        for runner in runners:
+            runner.close()
 
 
 def compare(

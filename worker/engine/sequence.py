@@ -1,49 +1,45 @@
 """One choice being written: what it has so far and when it ends. Knows nothing of slots or of threads."""
 
-from worker.engine.prompt import Completion, FinishReason, Watcher
-from worker.engine.sampling import Draw, Sampling
+from worker.engine.adjustment import Adjustment
+from worker.engine.logprobs import TokenLogprob
+from worker.engine.prompt import Completion, FinishReason, Prompt
+from worker.engine.sampling import Draw
+from worker.engine.softmax import Ids
 
 
 class Sequence:
     """The tokens written after a prompt, and the three ways to an end: stop token, watcher, length."""
 
-    def __init__(
-        self,
-        *,
-        choice: int,
-        prompt_tokens: int,
-        tokens_max: int,
-        sampling: Sampling,
-        stop_token_ids: frozenset[int],
-        watcher: Watcher | None,
-    ) -> None:
+    def __init__(self, prompt: Prompt, choice: int, *, prompt_ids: Ids, tokens_max: int) -> None:
         self.choice = choice
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = len(prompt_ids)
         self.tokens_max = tokens_max
-        self.sampling = sampling
-        self.stop_token_ids = stop_token_ids
-        self.watcher = watcher
+        self.sampling = prompt.sampling
+        self.stop_token_ids = prompt.stop_token_ids
+        self.top_logprobs = prompt.top_logprobs
+        self.watcher = prompt.watch(choice) if prompt.watch else None
+        self.adjustment = _adjustment(prompt, prompt_ids)
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self._logprobs: list[TokenLogprob] = []
         self._draws = 0
-
-    @property
-    def cached_length(self) -> int:
-        """Positions in the KV cache once the prompt is: all but the newest token's, which is not read yet."""
-        return self.prompt_tokens + max(0, len(self.token_ids) - 1)
 
     @property
     def next_draw(self) -> Draw:
         """The share of the noise of the token to come."""
         return Draw(self.sampling, self.choice, self.prompt_tokens + len(self.token_ids))
 
-    def accept(self, token_id: int) -> None:
+    def accept(self, token_id: int, logprob: TokenLogprob | None = None) -> None:
         """Take the token that was drawn, and notice the end. A watcher may raise: its prompt fails."""
         self._draws += 1
         if token_id in self.stop_token_ids:
             self.finish_reason = FinishReason.STOP
             return
         self.token_ids.append(token_id)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if self.adjustment is not None:
+            self.adjustment.note(token_id)
         if self.watcher is not None and not self.watcher.accept(token_id):
             self.finish_reason = FinishReason.STOP
         elif len(self.token_ids) >= self.tokens_max:
@@ -65,4 +61,14 @@ class Sequence:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=cached_tokens,
             output_tokens=self._draws,
+            logprobs=None if self.top_logprobs is None else tuple(self._logprobs),
         )
+
+
+def _adjustment(prompt: Prompt, prompt_ids: Ids) -> Adjustment | None:
+    """None for a prompt whose logits are drawn from as they come."""
+    sampling = prompt.sampling
+    holds_back = prompt.tokens_min > 0 and bool(prompt.stop_token_ids)
+    if not (sampling.is_penalised or sampling.logit_bias or holds_back):
+        return None
+    return Adjustment(sampling, prompt_ids, prompt.stop_token_ids, prompt.tokens_min)

@@ -1,6 +1,6 @@
 """One prompt on its way through the engine: the choices it still owes, and the future that awaits them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
 import numpy as np
@@ -51,25 +51,26 @@ def open_ticket(prompt: Prompt, *, context_tokens: int, vocabulary: int) -> Tick
     token_ids = np.array(prompt.token_ids, dtype=np.int64)
     if token_ids.ndim != 1 or not len(token_ids):
         raise PromptRefused("a prompt is one row of at least one token id")
-    if token_ids.min() < 0 or token_ids.max() >= vocabulary:
-        raise PromptRefused(
-            f"token ids run from {token_ids.min()} to {token_ids.max()}, expected 0 to {vocabulary - 1}"
-        )
+    _check_ids("token ids", (int(token_ids.min()), int(token_ids.max())), vocabulary)
+    _check_ids("stop_token_ids", prompt.stop_token_ids, vocabulary)
+    _check_ids("logit_bias", [token_id for token_id, _ in prompt.sampling.logit_bias], vocabulary)
     if len(token_ids) >= context_tokens:
         raise PromptTooLong(len(token_ids), context_tokens)
     if prompt.choices < 1 or (prompt.tokens_max is not None and prompt.tokens_max < 1):
         raise PromptRefused(f"choices is {prompt.choices} and tokens_max {prompt.tokens_max}, expected 1 or more")
+    if prompt.tokens_min < 0 or (prompt.top_logprobs or 0) < 0:
+        raise PromptRefused(
+            f"tokens_min is {prompt.tokens_min} and top_logprobs {prompt.top_logprobs}, expected 0 or more"
+        )
     room = context_tokens - len(token_ids)
     tokens_max = room if prompt.tokens_max is None else min(prompt.tokens_max, room)
     sequences = [
-        Sequence(
-            choice=choice,
-            prompt_tokens=len(token_ids),
-            tokens_max=tokens_max,
-            sampling=prompt.sampling,
-            stop_token_ids=prompt.stop_token_ids,
-            watcher=prompt.watch(choice) if prompt.watch else None,
-        )
-        for choice in range(prompt.choices)
+        Sequence(prompt, choice, prompt_ids=token_ids, tokens_max=tokens_max) for choice in range(prompt.choices)
     ]
     return Ticket(prompt, token_ids, sequences)
+
+
+def _check_ids(what: str, token_ids: Collection[int], vocabulary: int) -> None:
+    low, high = min(token_ids, default=0), max(token_ids, default=0)
+    if low < 0 or high >= vocabulary:
+        raise PromptRefused(f"{what} run from {low} to {high}, expected 0 to {vocabulary - 1}")

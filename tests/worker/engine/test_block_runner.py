@@ -9,14 +9,17 @@ import pytest
 
 from tests import tiny_model
 from worker.engine.block_runner import BlockRunner
+from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
 from worker.engine.loading import open_runner
-from worker.engine.prompt import Prompt
+from worker.engine.prompt import Completion, Prompt
 from worker.engine.quality import compare
 from worker.engine.runner import Span
-from worker.engine.sampling import Logits, Sampling
+from worker.engine.sampling import Sampling
 from worker.engine.scheduler import WORTH_WAITING_TOKENS
 from worker.engine.settings import EngineSettings
+from worker.engine.softmax import Logits
+from worker.model.block_graph import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
 
@@ -142,3 +145,31 @@ def test_an_answer_is_the_same_with_and_without_neighbours_a_prefix_or_another_c
     assert answers(prompts[::-1], chunk_tokens=33, slots=3) == crowded
     for prompt in prompts[:3]:
         assert answers([prompt], chunk_tokens=77, slots=1)[tuple(prompt)] == crowded[tuple(prompt)]
+
+
+def test_an_answer_that_had_to_leave_its_row_is_the_same_to_the_last_bit(model: ModelFolder) -> None:
+    asked = [Prompt(text(20, seed), Sampling(seed=8), 150, top_logprobs=1) for seed in range(4)]
+    short = [Prompt(text(5), Sampling(seed=1), 1)] * 80  # so that answers are expected to be short
+
+    def answers(asked: list[Prompt], blocks: int) -> tuple[list[Completion], int]:
+        with Engine(open_runner(model, holding(model, blocks)), KNOBS) as engine:
+            for future in [engine.submit(one) for one in short]:
+                future.result(PATIENCE_SECONDS)
+            before = engine.progress.prompt_tokens
+            done = [future.result(PATIENCE_SECONDS)[0] for future in [engine.submit(one) for one in asked]]
+            return done, engine.progress.prompt_tokens - before
+
+    alone = [answers([one], blocks=5)[0][0] for one in asked]
+    crowded, prompt_tokens = answers(asked, blocks=8)  # an answer needs 3 at its end
+    assert prompt_tokens > 4 * 20, "none had to leave its row"
+    for mine, theirs in zip(crowded, alone, strict=True):
+        assert (mine.token_ids, mine.logprobs) == (theirs.token_ids, theirs.logprobs)
+
+
+def holding(model: ModelFolder, blocks: int) -> EngineSettings:
+    """Settings that leave so many blocks to the rows."""
+    spec, context_tokens = model.spec, 192
+    layout = BlockLayout(spec.layers, spec.kv_heads, spec.head_size, BLOCK)
+    stage_bytes = context_tokens * spec.kv_bytes_per_token(4) + (layout.blocks_for(context_tokens) + 1) * layout.bytes
+    kv_bytes_max = STAGES * stage_bytes + blocks * layout.bytes
+    return EngineSettings(threads=2, context_tokens_max=context_tokens, slots_max=4, kv_bytes_max=kv_bytes_max)

@@ -4,7 +4,7 @@ from worker.engine import noise
 
 
 def _philox(counter: list[int], key: list[int]) -> list[int]:
-    columns = noise.philox(np.array([counter], np.uint32).T, np.array([key], np.uint32).T)
+    columns = noise.philox(np.array([counter], np.uint64).T, np.array([key], np.uint64).T)
     return [int(word) for word in columns[:, 0]]
 
 
@@ -16,24 +16,30 @@ def test_philox_gives_the_words_that_its_authors_published() -> None:
     assert _philox(pi, [0xA4093822, 0x299F31D0]) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
 
 
-def test_a_number_does_not_depend_on_its_neighbours() -> None:
+def test_a_number_does_not_depend_on_its_neighbours_or_on_how_many_attempts_are_asked_for() -> None:
     seeds, choices, positions = [5, -1, 2**63, 5], [0, 0, 1, 1], [7, 7, 900, 7]
-    together = noise.uniforms(seeds, choices, positions)
-    alone = [noise.uniforms([s], [c], [p])[0] for s, c, p in zip(seeds, choices, positions, strict=True)]
-    assert together.tolist() == alone
-    assert len(set(alone)) == 4
+    together = noise.pairs(seeds, choices, positions, range(6))
+    for row, one in enumerate(zip(seeds, choices, positions, strict=True)):
+        seed, choice, position = one
+        for attempt in range(6):
+            alone = noise.pairs([seed], [choice], [position], range(attempt, attempt + 1))
+            assert alone[0, 0].tolist() == together[row, attempt].tolist()
+    assert len(np.unique(together)) == together.size == 4 * 6 * 2
 
 
-def test_numbers_fill_the_unit_interval_evenly_over_seeds_choices_and_positions() -> None:
+def test_numbers_fill_the_unit_interval_evenly_over_seeds_choices_positions_and_attempts() -> None:
     count = 20_000
     walks = {
-        "seeds": noise.uniforms(range(count), [0] * count, [3] * count),
-        "choices": noise.uniforms([9] * count, range(count), [3] * count),
-        "positions": noise.uniforms([9] * count, [0] * count, range(count)),
+        "seeds": noise.pairs(range(count), [0] * count, [3] * count, range(1))[:, 0],
+        "choices": noise.pairs([9] * count, range(count), [3] * count, range(1))[:, 0],
+        "positions": noise.pairs([9] * count, [0] * count, range(count), range(1))[:, 0],
+        "attempts": noise.pairs([9], [0], [3], range(count))[0],
     }
     for walk in walks.values():
-        counts, _ = np.histogram(walk, bins=100, range=(0, 1))
-        expected = count / 100
-        chi_square = ((counts - expected) ** 2 / expected).sum()
-        assert chi_square < 160  # 99 degrees of freedom: passed by chance once in 10,000
-        assert abs(np.corrcoef(walk[:-1], walk[1:])[0, 1]) < 0.03
+        assert abs(np.corrcoef(walk[:, 0], walk[:, 1])[0, 1]) < 0.03
+        for numbers in walk.T:
+            counts, _ = np.histogram(numbers, bins=100, range=(0, 1))
+            expected = count / 100
+            chi_square = ((counts - expected) ** 2 / expected).sum()
+            assert chi_square < 160  # 99 degrees of freedom: passed by chance once in 10,000
+            assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03

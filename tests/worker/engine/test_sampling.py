@@ -3,9 +3,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from worker.engine import sampling
-from worker.engine.sampling import NO_TOKEN, Draw, Logits, Sampling
+from worker.engine.envelope import _ROUNDING, HEIGHT_MAX, Envelope
+from worker.engine.sampling import NO_TOKEN, Draw, Sampling
+from worker.engine.softmax import Logits, Softmax
 
 Distribution = npt.NDArray[np.float64]
 VOCABULARY = 600  # not a whole number of blocks
@@ -73,18 +78,42 @@ def test_draws_follow_the_definition(name: str) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
-@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
-def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sort(spread: float, top_p: float) -> None:
-    """Large enough to be searched instead of sorted; rounded, so that many tokens are equal."""
+@pytest.mark.parametrize("wanted", [Sampling(seed=12, top_p=top_p) for top_p in (0.1, 0.5, 0.9, 0.999)])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sort(spread: float, wanted: Sampling) -> None:
+    """Rounded, so that many tokens are equal: of those, the lower ids belong to it."""
     logits = (np.random.default_rng(3).normal(size=(1, 6000)) * spread).round(1).astype(np.float32)
-    wanted = Sampling(seed=12, top_p=top_p)
+    likely = np.argsort(-logits[0], kind="stable")
+    size = np.count_nonzero(_reference(logits[0], wanted))
+    drawn = _draw_many(logits, wanted, 1000)
+    assert np.isin(drawn, likely[: size + 1]).all()  # float32 and float64 may disagree on the last token
+    assert len(np.unique(drawn)) > min(size, 1000) / 20
+
+
+@pytest.mark.parametrize(
+    "wanted", [Sampling(seed=1, top_k=3), Sampling(seed=1, top_p=0.004), Sampling(seed=1, top_k=9)]
+)
+def test_of_equal_tokens_the_lower_ids_stay(wanted: Sampling) -> None:
+    logits = np.zeros((1, VOCABULARY), np.float32)
     expected = np.flatnonzero(_reference(logits[0], wanted))
-    weights = np.exp(logits[0] - logits[0].max())
-    cutoff, count = sampling._nucleus(weights, top_p * float(weights.sum(dtype=np.float64)))
-    kept = sampling._most_likely(weights, cutoff, count)
-    assert abs(len(kept) - len(expected)) <= 1  # float32 and float64 may disagree on the last token
-    assert len(np.setxor1d(kept, expected)) <= 1
-    assert np.isin(_draw_many(logits, wanted, 1000), kept).all()
+    assert np.unique(_draw_many(logits, wanted, 3000)).tolist() == expected.tolist() == list(range(len(expected)))
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 600), elements=st.floats(-300, 300, width=32) | st.just(-np.inf)),
+    st.floats(1e-5, 1e4),
+)
+def test_no_weight_is_above_its_height_and_no_height_far_above_its_weight(logits: Logits, temperature: float) -> None:
+    if not np.isfinite(logits.max()):
+        return
+    envelope = Envelope(len(logits))
+    envelope.fit(Softmax(logits, float(logits.max()), temperature))
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    heights = envelope._heights[: len(logits)].astype(np.float64)
+    counted = weights > 2.0**-126
+    assert (heights[counted] * _ROUNDING >= weights[counted]).all()
+    assert (heights[counted] <= weights[counted] * HEIGHT_MAX * _ROUNDING).all()
+    assert not envelope._heights[len(logits) :].any()
+    assert envelope.total_min <= weights.sum() * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +176,12 @@ def test_a_row_draws_the_same_alone_and_among_others() -> None:
         lambda: Sampling(seed=1, top_p=1.1),
         lambda: Sampling(seed=1, top_k=-1),
         lambda: Sampling(seed=1, min_p=2),
+        lambda: Sampling(seed=1, repetition_penalty=0),
+        lambda: Sampling(seed=1, repetition_penalty=float("nan")),
+        lambda: Sampling(seed=1, presence_penalty=float("inf")),
+        lambda: Sampling(seed=1, frequency_penalty=float("nan")),
+        lambda: Sampling(seed=1, logit_bias=((3, float("nan")),)),
+        lambda: Sampling(seed=1, logit_bias=((3, 1.0), (3, 2.0))),
     ],
 )
 def test_parameters_out_of_range_are_refused(make: Callable[[], Sampling]) -> None:
