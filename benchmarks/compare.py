@@ -155,8 +155,9 @@ def _about_ours(workload: Workload, runs: Runs, spec: model.ModelSpec, peaks: Pe
     return (
         f"{runs.title}: busy {notes['busy_share']:.1%} of the time, of which {notes['outside_share']:.1%} outside "
         f"ONNX Runtime; {notes['steps']:.0f} steps of {notes['tokens_a_step']:.1f} answered tokens; computed "
-        f"{computed:,.0f} of {workload.tokens_in:,} prompt tokens; its linear layers alone are {rate / 1e9:.0f} Gop/s, "
-        f"{rate / peaks.int8:.0%} of the int8 peak and {rate / peaks.fp32:.0%} of the fp32 peak"
+        f"{computed:,.0f} of {workload.tokens_in:,} prompt tokens ({workload.tokens_in_least:,} at least); "
+        f"its linear layers alone are {rate / 1e9:.0f} Gop/s, {rate / peaks.int8:.0%} of the int8 peak and "
+        f"{rate / peaks.fp32:.0%} of the fp32 peak"
     )
 
 

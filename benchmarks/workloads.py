@@ -6,6 +6,7 @@ of tokens, and every answer has a fixed length, so that engines that differ in t
 """
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -13,7 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
+import numpy as np
+
 from worker.engine import english
+from worker.engine.stages import shared
 
 Encode = Callable[[str], list[int]]
 """Text with control tokens in it -> token ids."""
@@ -49,6 +53,13 @@ class Workload:
     @property
     def tokens_out(self) -> int:
         return sum(self.output_tokens)
+
+    @property
+    def tokens_in_least(self) -> int:
+        """Prompt tokens that must be computed if no beginning is computed twice, and each prompt's last token is."""
+        prompts = list(map(np.array, sorted(self.prompts)))
+        beyond = (len(own) - shared(before, own) for before, own in itertools.pairwise(prompts))
+        return len(prompts[0]) + sum(max(1, tokens) for tokens in beyond)
 
     @property
     def digest(self) -> str:
