@@ -1,5 +1,6 @@
 """What comes out of a batch: its files, its faults, and the exit status that sums it up."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,14 +53,31 @@ def errors_beside(output: Path) -> Path:
     return output.with_name(f"{output.name.removesuffix('.jsonl')}.errors.jsonl")
 
 
-def refuse_bad_target(output: Path, *inputs: Path) -> None:
-    """Fault where the answers could not be written, before any work is done."""
-    if output.is_dir():
-        raise Fault(f"{output} is a folder; name a file for the answers.")
-    for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
-            raise Fault(f"{output} is the input; name another file for the answers.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+def refuse_bad_targets(output: Path, errors: Path | None, source: Path | None = None) -> None:
+    """Fault where the files could not be written, before any work is done; folders that miss are made."""
+    if errors is not None and _is_same(errors, output):
+        raise Fault(f"{errors} is for the answers; name another file for the failed lines.")
+    _refuse_bad_target(output, "the answers", source)
+    if errors is not None:
+        _refuse_bad_target(errors, "the failed lines", source)
+
+
+def _refuse_bad_target(target: Path, contents: str, source: Path | None) -> None:
+    if target.is_dir():
+        raise Fault(f"{target} is a folder; name a file for {contents}.")
+    if source is not None and _is_same(target, source):
+        raise Fault(f"{target} is the input; name another file for {contents}.")
+    if target.exists() and not target.is_file():  # a device or a pipe
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise Fault(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
 def _fetch(client: Client, file_id: str | None, target: Path) -> None:

@@ -320,7 +320,7 @@ def _absence(name: str, names: Sequence[str], folder: Path) -> Exception:
         pass
     return Fault(
         f"The model '{name}' is not installed (installed: {', '.join(names)}); "
-        f"add it with `gristmill models add`, or choose another with --model."
+        f"add it with `gristmill models add SOURCE`, or choose another with --model."
     )
 
 

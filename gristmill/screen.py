@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 
 from jobs.contract.batch import Batch
 
 LINE_SECONDS = 5.0
+NARROW_COLUMNS = 72  # where less than this is left, the numbers stand without the bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Lines:
             return
         self._said_at, self._status = now, batch.status
         counts = batch.request_counts
-        self.say(f"{batch.status.replace('_', ' ')}: {counts.completed + counts.failed}/{counts.total} lines{facts}")
+        lines = f": {counts.completed + counts.failed}/{counts.total} lines{facts}" if counts.total else ""
+        self.say(f"{batch.status.replace('_', ' ')}{lines}")
 
     def say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)  # noqa: T201
@@ -114,15 +116,21 @@ def display() -> Iterator[Display]:
     if not console.is_terminal:
         yield Lines()
         return
-    columns = (
+    with Progress(*_columns(console.width), console=console) as progress:
+        yield Bar(progress)
+
+
+def _columns(width: int) -> tuple[ProgressColumn, ...]:
+    """What the live line is made of on a terminal of `width` characters."""
+    if width < NARROW_COLUMNS:
+        return (MofNCompleteColumn(), TextColumn("lines{task.fields[facts]}"))
+    return (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("lines{task.fields[facts]}"),
     )
-    with Progress(*columns, console=console) as progress:
-        yield Bar(progress)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

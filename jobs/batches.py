@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy import Connection, Row, bindparam, func, select, text, true
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, insert
 from sqlalchemy.types import Text
 
@@ -16,12 +16,12 @@ from jobs.contract.batch import CreateBatch, Fault, window_seconds
 from jobs.errors import Conflict, NotFound
 from jobs.states import TERMINAL, BatchState, sources
 from jobs.tables import batch as table
-from jobs.tables import chunk
+from jobs.tables import tally
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The OpenAI object. While it runs, the counts are what its chunks say now."""
+    """The OpenAI object. While it runs, the counts are what its tally says now."""
 
     id: int
     public_id: str
@@ -75,6 +75,14 @@ LIVE = {
     "completion_tokens": "completion_tokens",
     "reasoning_tokens": "reasoning_tokens",
 }
+SUMS = (
+    select(*(func.sum(tally.c[column]).label(f"live_{name}") for name, column in LIVE.items()))
+    .where(tally.c.batch_id == table.c.id, table.c.state.not_in([state.value for state in TERMINAL]))
+    .lateral("sums")
+)
+# With what its tally says now: one statement, made once, for it is asked again and again while a batch runs.
+COUNTED = select(*COLUMNS, *SUMS.c).select_from(table.join(SUMS, true())).where(table.c.is_direct.is_(False))
+ONE = COUNTED.where(table.c.public_id == bindparam("public_id"), table.c.project_id == bindparam("project_id"))
 
 
 def create(
@@ -123,24 +131,19 @@ def create(
 
 def get(connection: Connection, project_id: str, public_id: str) -> Batch:
     """A batch of this project. NotFound for any other."""
-    row = connection.execute(
-        select(*COLUMNS).where(
-            table.c.public_id == public_id, table.c.project_id == project_id, table.c.is_direct.is_(False)
-        )
-    ).one_or_none()
+    row = connection.execute(ONE, {"public_id": public_id, "project_id": project_id}).one_or_none()
     if row is None:
         raise NotFound(f"No batch found with id '{public_id}'.")
-    return _with_live_counts(connection, [_batch(row)])[0]
+    return _counted(row)
 
 
 def find(connection: Connection, project_id: str, *, limit: int, after: str | None) -> Page:
     """A page of this project's batches, newest first, starting behind the batch `after`."""
-    query = select(*COLUMNS).where(table.c.project_id == project_id, table.c.is_direct.is_(False))
+    query = COUNTED.where(table.c.project_id == project_id)
     if after is not None:
         query = query.where(table.c.id < get(connection, project_id, after).id)
     rows = connection.execute(query.order_by(table.c.id.desc()).limit(limit + 1)).all()
-    found = _with_live_counts(connection, [_batch(row) for row in rows[:limit]])
-    return Page(found, has_more=len(rows) > limit)
+    return Page([_counted(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 def cancel(connection: Connection, project_id: str, public_id: str) -> Batch:
@@ -324,15 +327,10 @@ def _batch(row: object) -> Batch:
     return Batch(**values)
 
 
-def _with_live_counts(connection: Connection, found: list[Batch]) -> list[Batch]:
-    """Replace the counts of batches that still run by the sums over their chunks."""
-    running = [batch.id for batch in found if batch.state not in TERMINAL]
-    if not running:
-        return found
-    rows = connection.execute(
-        select(chunk.c.batch_id, *(func.sum(chunk.c[column]).label(name) for name, column in LIVE.items()))
-        .where(chunk.c.batch_id.in_(running))
-        .group_by(chunk.c.batch_id)
-    )
-    live: dict[int, dict[str, Any]] = {row.batch_id: {name: int(getattr(row, name)) for name in LIVE} for row in rows}
-    return [replace(batch, **live.get(batch.id, {})) for batch in found]
+def _counted(row: Row[Any]) -> Batch:
+    """A batch of COUNTED. One that has ended, or has no answer yet, has its counts in its own row."""
+    batch = _batch(row)
+    if row.live_completed is None:
+        return batch
+    live: dict[str, Any] = {name: int(getattr(row, f"live_{name}")) for name in LIVE}
+    return replace(batch, **live)

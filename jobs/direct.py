@@ -72,6 +72,7 @@ def answer(connection: Connection, batch_id: int) -> tuple[int, str] | None:
 def drop(connection: Connection, batch_id: int) -> None:
     """Forget a direct completion, answered or not; work under way on it is given up."""
     connection.execute(text("DELETE FROM chunk WHERE batch_id = :id"), {"id": batch_id})
+    connection.execute(text("DELETE FROM tally WHERE batch_id = :id"), {"id": batch_id})
     connection.execute(text("DELETE FROM result WHERE batch_id = :id"), {"id": batch_id})
     connection.execute(text("DELETE FROM request WHERE batch_id = :id"), {"id": batch_id})
     connection.execute(text("DELETE FROM batch WHERE id = :id AND is_direct"), {"id": batch_id})

@@ -54,6 +54,11 @@ class Page:
     has_more: bool
 
 
+STORE = text("""
+    INSERT INTO file_part (file_id, seq, content) VALUES (:file_id, :seq, :content) ON CONFLICT DO NOTHING
+""")
+
+
 def new_id() -> str:
     return "file-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(22))
 
@@ -61,7 +66,8 @@ def new_id() -> str:
 class Writer:
     """Takes bytes of any length and stores parts of PART_SIZE, each in a transaction of its own.
 
-    Memory stays at one part. What `publish` never reached stays invisible.
+    Memory stays at one part. What `publish` never reached stays invisible. Each part is on the disk before the next
+    is stored: a Postgres that comes back from a crash in the middle of a file may have lost none of it.
     """
 
     def __init__(self, engine: Engine, *, project_id: str, purpose: str, filename: str) -> None:
@@ -74,28 +80,33 @@ class Writer:
         row = insert(table).values(**values, state=FileState.UPLOADING.value).on_conflict_do_nothing()
         database.run(engine, lambda c: c.execute(row))
 
-    def write(self, content: bytes) -> None:
-        """Add bytes; stores every part that is full."""
-        self._pending += content
+    def write(self, content: bytes | bytearray) -> None:
+        """Add bytes; stores every part that is full, without a copy where it comes whole."""
         self.size_bytes += len(content)
-        while len(self._pending) >= PART_SIZE:
-            self._store(bytes(self._pending[:PART_SIZE]))
-            del self._pending[:PART_SIZE]
+        if self._pending or len(content) < PART_SIZE:
+            self._pending += content
+            if len(self._pending) < PART_SIZE:
+                return
+            content, self._pending = self._pending, bytearray()
+        rest = memoryview(content)
+        while len(rest) >= PART_SIZE:
+            self._store(rest[:PART_SIZE])
+            rest = rest[PART_SIZE:]
+        self._pending += rest
 
     def finish(self) -> None:
         """Store what is left. The file is complete, and still invisible."""
         if self._pending:
-            self._store(bytes(self._pending))
-            self._pending.clear()
+            self._store(memoryview(self._pending))
+            self._pending = bytearray()
 
     def discard(self) -> None:
         """Take back everything that was stored."""
         database.run(self._engine, lambda c: c.execute(table.delete().where(table.c.id == self.id)))
 
-    def _store(self, content: bytes) -> None:
+    def _store(self, content: memoryview) -> None:
         values = {"file_id": self.id, "seq": self._parts, "content": content}
-        statement = insert(file_part).values(**values).on_conflict_do_nothing()
-        database.run(self._engine, lambda c: c.execute(statement))
+        database.run_autocommit(self._engine, lambda c: c.execute(STORE, values))
         self._parts += 1
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, text
 
 from jobs.errors import BadRequest, Forbidden, Unauthenticated
 from jobs.settings import Settings
@@ -83,6 +83,13 @@ class Key:
 
 
 LIMITS = (table.c.requests_per_minute, table.c.uploads_at_once, table.c.open_batches, table.c.queued_lines)
+IS_LIVE: ColumnElement[bool] = table.c.revoked_at.is_(None) & or_(
+    table.c.expires_at.is_(None), table.c.expires_at > func.now()
+)
+# Made once: every request asks this.
+KNOWN = select(table.c.project_id, table.c.secret_sha256, table.c.scopes, *LIMITS).where(
+    table.c.id == bindparam("id"), IS_LIVE
+)
 
 
 def create(
@@ -130,11 +137,7 @@ def authenticate(connection: Connection, key: str | None) -> Caller:
     key_id, _, secret = rest.partition("_")
     row = None
     if prefix == "gm" and key_id.isalnum() and key_id.isascii():
-        row = connection.execute(
-            select(table.c.project_id, table.c.secret_sha256, table.c.scopes, *LIMITS).where(
-                table.c.id == key_id, _is_live()
-            )
-        ).one_or_none()
+        row = connection.execute(KNOWN, {"id": key_id}).one_or_none()
     expected = row.secret_sha256 if row is not None else UNKNOWN_SHA256
     if not hmac.compare_digest(expected, _sha256(secret)) or row is None:
         raise Unauthenticated("Incorrect API key provided.", code="invalid_api_key")
@@ -153,7 +156,7 @@ def is_valid(connection: Connection, key: str) -> bool:
 
 def exists(connection: Connection) -> bool:
     """Whether anyone at all would be let in."""
-    return connection.execute(select(table.c.id).where(_is_live()).limit(1)).first() is not None
+    return connection.execute(select(table.c.id).where(IS_LIVE).limit(1)).first() is not None
 
 
 def find(connection: Connection) -> list[Key]:
@@ -177,10 +180,6 @@ def scopes_of(names: Collection[str]) -> list[Scope]:
     if unknown := sorted(set(names) - known):
         raise BadRequest(f"There is no scope '{unknown[0]}'; there are {', '.join(sorted(known))}.")
     return [Scope(name) for name in names]
-
-
-def _is_live() -> ColumnElement[bool]:
-    return table.c.revoked_at.is_(None) & or_(table.c.expires_at.is_(None), table.c.expires_at > func.now())
 
 
 def _sha256(secret: str) -> bytes:

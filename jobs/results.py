@@ -9,6 +9,8 @@ from sqlalchemy import Connection, text
 from jobs.leases import Lease
 from jobs.states import ChunkState
 
+TALLY_SHARDS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -41,6 +43,8 @@ def flush(connection: Connection, lease: Lease, results: Sequence[Result]) -> Ch
     counters count the rows really inserted (RETURNING), and nothing is written without the lease (epoch,
     owner and state, locked first). Doing it twice changes nothing, so a COMMIT of unknown outcome may be
     repeated; then `done` with our own epoch means that the first had succeeded.
+
+    The batch's tally grows by the same rows, for whoever looks while it runs; its end adds up the chunks.
     """
     row = connection.execute(FLUSH, _arguments(lease, results)).one_or_none()
     if row is None:
@@ -76,7 +80,17 @@ FLUSH = text("""
                coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(cached_tokens), 0) AS cached,
                coalesce(sum(completion_tokens), 0) AS completion,
                coalesce(sum(reasoning_tokens), 0) AS reasoning
-          FROM stored)
+          FROM stored),
+    tallied AS (
+        INSERT INTO tally AS t (batch_id, shard, ok, failed, prompt_tokens, cached_tokens, completion_tokens,
+                                reasoning_tokens)
+        SELECT :batch_id, :shard, sums.* FROM sums WHERE sums.ok + sums.failed > 0
+        ON CONFLICT (batch_id, shard) DO UPDATE
+           SET ok = t.ok + excluded.ok, failed = t.failed + excluded.failed,
+               prompt_tokens = t.prompt_tokens + excluded.prompt_tokens,
+               cached_tokens = t.cached_tokens + excluded.cached_tokens,
+               completion_tokens = t.completion_tokens + excluded.completion_tokens,
+               reasoning_tokens = t.reasoning_tokens + excluded.reasoning_tokens)
     UPDATE chunk c
        SET ok = c.ok + sums.ok, failed = c.failed + sums.failed,
            prompt_tokens = c.prompt_tokens + sums.prompt, cached_tokens = c.cached_tokens + sums.cached,
@@ -97,6 +111,7 @@ def _arguments(lease: Lease, results: Sequence[Result]) -> dict[str, object]:
         "first_position": lease.first_position,
         "epoch": lease.epoch,
         "owner": lease.owner,
+        "shard": lease.first_position // len(lease.line_numbers) % TALLY_SHARDS,
         "results": orjson.dumps([_record(result) for result in results]).decode(),
     }
 

@@ -29,6 +29,7 @@ def clear(connection: Connection, *, retention_days: int) -> int | None:
     ).scalar_one_or_none()
     if batch_id is not None and not _delete_slice(connection, batch_id):
         connection.execute(text("DELETE FROM chunk WHERE batch_id = :id"), {"id": batch_id})
+        connection.execute(text("DELETE FROM tally WHERE batch_id = :id"), {"id": batch_id})
         connection.execute(text("UPDATE batch SET cleared_at = now() WHERE id = :id"), {"id": batch_id})
     return batch_id
 

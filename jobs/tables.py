@@ -196,6 +196,20 @@ chunk = Table(
     },
 )
 
+tally = Table(
+    "tally",
+    metadata,
+    Column("batch_id", BigInteger, primary_key=True),
+    Column("shard", SmallInteger, primary_key=True),  # chunks share a few, so that flushes seldom meet in one
+    Column("ok", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "50"},
+)
+
 result = Table(
     "result",
     metadata,

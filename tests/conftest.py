@@ -16,12 +16,12 @@ from worker.model import ModelFolder
 
 def _models_dir() -> Path:
     kept = Path(__file__).parent.parent / ".gristmill" / "models"
-    return Path(os.environ.get("GRISTMILL_TEST_MODELS", kept))
+    return Path(os.environ.get("TEST_MODELS_DIR", kept))
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> ModelFolder:
-    """SmolLM2-135M-Instruct as users run it; GRISTMILL_TEST_MODELS names another folder to keep it in."""
+    """SmolLM2-135M-Instruct as users run it; TEST_MODELS_DIR names another folder to keep it in."""
     return model.add("smollm2-135m", models_dir=_models_dir())
 
 

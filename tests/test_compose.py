@@ -36,23 +36,51 @@ def strings(node: object) -> list[str]:
     return []
 
 
-def test_the_services_of_a_whole_installation_are_there() -> None:
-    assert set(SERVICES) == {"postgres", "valkey", "migrate", "api", "worker", "worker-cpu", "io"}
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_a_service_runs_a_command_that_the_program_has(name: str) -> None:
+def parse(words: list[str]) -> None:
+    """Read a command line of ours without running it: UsageError where there is no such command or option."""
     from gristmill.cli import main
 
-    words = [with_defaults(word) for word in SERVICES[name]["command"]]
     command: click.Command = main
     context = click.Context(main, info_name="gristmill")
     while isinstance(command, click.Group):
         found, command, words = command.resolve_command(context, words)
         assert found, words
         assert command
-        # Parsing ends with a usage error where an option is unknown or its value cannot be used.
         context = command.make_context(found, list(words), parent=context)
+
+
+def test_the_services_of_a_whole_installation_are_there() -> None:
+    assert set(SERVICES) == {"postgres", "valkey", "migrate", "api", "worker", "worker-cpu", "io"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_runs_a_command_that_the_program_has(name: str) -> None:
+    parse([with_defaults(word) for word in SERVICES[name]["command"]])
+
+
+COMMAND = re.compile(
+    r"^ *(?:\.venv/bin/gristmill|gristmill|docker compose run --rm api) +(?P<words>[^#\n]*)", re.MULTILINE
+)
+ADVICE = re.compile(r"(?:with: |run: |start )`?gristmill +(?P<words>[^\"`\n]+)")
+FIELD = re.compile(r"\{[^}]+\}")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_a_command_in_the_docs_is_one_that_the_program_has(page: str) -> None:
+    found = [match["words"].split() for match in COMMAND.finditer((ROOT / page).read_text())]
+    assert len(found) > 3
+    for words in found:
+        parse([word for word in words if word != "\\"])
+
+
+def test_a_command_that_a_message_advises_is_one_that_the_program_has() -> None:
+    sources = [
+        path.read_text() for package in ("gristmill", "jobs", "worker") for path in (ROOT / package).rglob("*.py")
+    ]
+    found = {FIELD.sub("NAME", match["words"]).strip() for text in sources for match in ADVICE.finditer(text)}
+    assert {"up", "models add smollm2-135m", "keys create --name NAME"} <= found
+    for words in found:
+        parse(words.split())
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -16,6 +16,7 @@ from celery.signals import worker_shutting_down
 from jobs import database, leases, migrate, models, workers
 from jobs.hints import IO_QUEUE, Hints, create_app, model_queue
 from jobs.settings import Settings
+from jobs.streams import Publisher
 from jobs.sweeper import Sweeper
 from worker import engine, model, tasks
 from worker.chat import Chat
@@ -38,11 +39,12 @@ def serve(settings: Settings, *, model: str | None, is_io: bool) -> int:
     assert settings.broker_url, "the caller settles which servers are used"
     ledger = database.connect(settings.database_url, connections=settings.database_connections)
     migrate.check(ledger)
-    process = Process(ledger, Hints(settings.broker_url), settings, "io" if is_io else "model", model)
-    app = create_app(settings.broker_url)
+    hints, app = Hints(settings.broker_url), create_app(settings.broker_url)
     if is_io or model is None:
+        process = Process(ledger, hints, settings, "io", model)
         process.serve_io(app)
     else:
+        process = Process(ledger, hints, settings, "model", model, Publisher(settings.broker_url))
         process.serve_model(app, model)
     return process.exit_status
 
@@ -56,6 +58,7 @@ class Process:
     settings: Settings
     kind: str
     model: str | None
+    publisher: Publisher | None = None  # of a process that serves a model
     exit_status: int = 0
     _id: UUID | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -87,7 +90,15 @@ class Process:
             ),
         )
         chat = Chat(folder, context_tokens=inference.context_tokens, fingerprint=f"fp_{folder.fingerprint[:12]}")
-        pump = Pump(self.ledger, inference, chat, self.hints, model=name, settings=self.settings)
+        pump = Pump(
+            self.ledger,
+            inference,
+            chat,
+            self.hints,
+            model=name,
+            settings=self.settings,
+            publisher=self.publisher,
+        )
         tasks.register_pump(app, pump, self.owner)
         with inference:
             self._register()
@@ -133,6 +144,8 @@ class Process:
             thread.join(self.settings.drain_seconds + 10)
         sweeper.stop()
         database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
+        if self.publisher is not None:
+            self.publisher.close()
         self.hints.close()
         self.ledger.dispose()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from uuid import UUID
 
@@ -24,8 +25,11 @@ from jobs.leases import Lease, Line
 from jobs.results import Result, Usage
 from jobs.settings import Settings
 from jobs.states import ChunkState
+from jobs.streams import Publisher
 from worker.chat import Answer, Asked, Chat
+from worker.chat.pieces import Publish
 from worker.engine import Completion, Engine, EngineFailed, EngineStopped
+from worker.twins import Twins, likeness
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class Pending:
 
     line: Line
     asked: Asked
+    likeness: bytes | None
     tries: int
 
 
@@ -60,14 +65,25 @@ class Pump:
     """Answers chunks for one model until none is ready."""
 
     def __init__(
-        self, ledger: sqlalchemy.Engine, engine: Engine, chat: Chat, hints: Hints, *, model: str, settings: Settings
+        self,
+        ledger: sqlalchemy.Engine,
+        engine: Engine,
+        chat: Chat,
+        hints: Hints,
+        *,
+        model: str,
+        settings: Settings,
+        publisher: Publisher | None = None,
     ) -> None:
+        """Without a `publisher`, who reads along gets the whole text at the end."""
         self._ledger = ledger
         self._engine = engine
+        self._twins = Twins(engine.submit)
         self._chat = chat
         self._hints = hints
         self._model = model
         self._settings = settings
+        self._publisher = publisher
         # Enough chunks in flight that the engine never waits for one to end.
         self.chunks_max = max(2, -(-2 * engine.slots // settings.chunk_lines))
         self._permits = threading.BoundedSemaphore(self.chunks_max)
@@ -124,10 +140,12 @@ class Pump:
             )
             return claimed[0] if claimed else None
 
-        return database.run(self._ledger, claim)
+        return database.run_autocommit(self._ledger, claim)
 
     def _answer(self, lease: Lease) -> None:
-        batch = database.run(self._ledger, lambda c: batches.by_id(c, lease.batch_id))
+        batch, lines = database.run_autocommit(
+            self._ledger, lambda c: (batches.by_id(c, lease.batch_id), leases.unanswered(c, lease))
+        )
         if batch is None:
             return
         key = (lease.batch_id, lease.first_position, lease.epoch)
@@ -135,7 +153,6 @@ class Pump:
         with self._lock:
             self._works[key] = work
         try:
-            lines = database.run(self._ledger, lambda c: leases.unanswered(c, lease))
             facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
             logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
             for line in lines:
@@ -149,20 +166,31 @@ class Pump:
 
     def _submit(self, work: Work, line: Line) -> None:
         """Hand a line to the engine; a line that cannot be asked is answered with its refusal."""
+        body = orjson.loads(line.text)["body"]
+        publish = self._publish(work.batch, body)
         try:
             asked = self._chat.prompt(
-                orjson.loads(line.text)["body"],
+                body,
                 seed_text=f"{work.batch.public_id}:{line.custom_id}",
                 created=work.batch.created_at,
+                publish=publish,
             )
             prompt = replace(asked.prompt, priority=work.batch.priority)
-            self._start(work, Pending(line, replace(asked, prompt=prompt), tries=1))
+            # Text that comes from another line's computation would not come in pieces.
+            alike = likeness(work.batch.project_id, body, prompt) if publish is None else None
+            self._start(work, Pending(line, replace(asked, prompt=prompt), alike, tries=1))
         except Refusal as refusal:
             work.answered.append(_refused(line, refusal))
 
+    def _publish(self, batch: Batch, body: dict[str, object]) -> Publish | None:
+        """Where the text of a line goes that someone reads while it is written."""
+        if self._publisher is None or not batch.is_direct or body.get("stream") is not True:
+            return None
+        return partial(self._publisher.publish, batch.public_id)
+
     def _start(self, work: Work, pending: Pending) -> None:
         try:
-            work.pending[self._engine.submit(pending.asked.prompt)] = pending
+            work.pending[self._twins.submit(pending.asked.prompt, pending.likeness)] = pending
         except (EngineFailed, EngineStopped):
             work.has_failed = True
 
@@ -220,14 +248,14 @@ class Pump:
             work.is_lost = True
         elif state is ChunkState.DONE:
             batch_id = work.lease.batch_id
-            if database.run(self._ledger, lambda c: batches.close_if_answered(c, batch_id)):
+            if database.run_autocommit(self._ledger, lambda c: batches.close_if_answered(c, batch_id)):
                 self._hints.finalize(batch_id)
 
     def _store(self, work: Work) -> ChunkState | None:
         """Flush; while the database cannot take them, as on a full disk, answers wait as long as the lease lasts."""
         while True:
             try:
-                return database.run(self._ledger, lambda c: results.flush(c, work.lease, work.answered))
+                return database.run_autocommit(self._ledger, lambda c: results.flush(c, work.lease, work.answered))
             except sqlalchemy.exc.DBAPIError as error:
                 if not (database.is_disk_full(error) or database.is_passing(error)) or self._is_drained:
                     raise

@@ -60,7 +60,7 @@ def status(batch_id: str | None, url: str, key: str | None) -> None:
 @click.pass_context
 def results(ctx: click.Context, batch_id: str, output: Path, errors: Path | None, url: str, key: str | None) -> None:
     """Fetch what a finished batch has answered."""
-    delivery.refuse_bad_target(output)
+    delivery.refuse_bad_targets(output, errors)
     with _client(url, key) as client:
         batch = client.retrieve(batch_id)
         if not delivery.is_over(batch):

@@ -44,7 +44,7 @@ def run(ctx: click.Context, file: Path, output: Path, errors: Path | None, model
     failed, 2 could not run, 130 stopped by Ctrl-C.
     """
     settings = commands.read_quietly()
-    delivery.refuse_bad_target(output, file)
+    delivery.refuse_bad_targets(output, errors, file)
     try:
         with operate.stopped_by_signals(), prepare(file, model=model, scratch=settings.data_dir) as prepared:
             names = operate.installed(settings, [prepared.model]) if prepared.model else []

@@ -54,7 +54,10 @@ def api(host: str, port: int, uds: Path | None, parent_pid: int | None) -> None:
         ending.callback(ledger.dispose)
         migrations.check(ledger)
         if uds is None and not is_loopback(host) and not database.run(ledger, keys.exists):
-            raise Fault(f"No key exists, so nobody could use the API on {host}; make one with: gristmill keys create")
+            raise Fault(
+                f"No key exists, so nobody could use the API on {host}; "
+                "make one with: gristmill keys create --name NAME"
+            )
         if uds is None:
             operate.refuse_taken_port(host, port)
         hints = Hints(settings.broker_url)
@@ -79,13 +82,15 @@ def worker(model: str | None, is_io: bool, parent_pid: int | None) -> None:
     """Run one worker, for a model or for files, until it is told to stop."""
     if is_io == (model is not None):
         raise click.UsageError("Choose one of --model NAME and --io.")
-    from celery.exceptions import SecurityWarning
+    from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
     from worker import process
 
     settings = _settled("worker")
     # Its advice against root is about tasks sent as pickle; ours are ids in JSON.
     warnings.simplefilter("ignore", SecurityWarning)
+    # On each loss of the broker, about tasks that are acknowledged late; ours are not.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     _end_with(parent_pid)
     raise SystemExit(process.serve(settings, model=model, is_io=is_io))
 

@@ -1,6 +1,7 @@
 """`gristmill up`: a whole Gristmill in the foreground."""
 
 import shlex
+from pathlib import Path
 
 import click
 
@@ -31,8 +32,8 @@ def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
             url = _url(host, port)
             with Client(url, running.key) as client:
                 running.wait_until(client.is_healthy)
-            shown = running.key if running.key != known else f"$(cat {shlex.quote(str(key_file))})"
-            click.echo(_welcome(url, shown, names[0]))
+            new_key = running.key if running.key != known else None
+            click.echo(_welcome(url, new_key, key_file, names[0]))
             while True:
                 running.rest(FOREVER_SECONDS)
     except KeyboardInterrupt:
@@ -44,14 +45,16 @@ def _url(host: str, port: int) -> str:
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
-def _welcome(url: str, key: str, model: str) -> str:
-    """What to do next. `key` is the key itself where it is new, else how a shell finds it: it is shown once."""
+def _welcome(url: str, new_key: str | None, key_file: Path, model: str) -> str:
+    """What to do next. The key is shown once, where it is new; a shell finds it in its file."""
+    shown = f"kept in {key_file}" if new_key is None else f"{new_key} (shown once; kept in {key_file})"
     body = f'{{"model": "{model}", "temperature": 0, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     return (
         f"Gristmill is ready (Ctrl-C stops it).\n\n"
         f"  URL      {url}/v1\n"
-        f"  API key  {key}\n\n"
+        f"  API key  {shown}\n"
+        f"  Logs     {key_file.parent / 'logs'}\n\n"
         f"Try it:\n"
-        f'  curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\\n'
+        f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" \\\n'
         f"    -H 'Content-Type: application/json' -d '{body}'"
     )

@@ -42,6 +42,8 @@ def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
     app.state.services = Services(engine, hints, settings)
     for method, path, endpoint in ROUTES:
         app.add_api_route(path, endpoint, methods=[method])
+        if method == "GET":  # the headers of the same answer; the server leaves the body out
+            app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     errors.register(app)
     schema.register(app)
     return app

@@ -80,7 +80,7 @@ def _admit(services: Services, key: str | None) -> tuple[Caller, Limits]:
         quotas.pay(connection, caller.key_id, requests_per_minute=limits.requests_per_minute)
         return caller, limits
 
-    return database.run(services.engine, admit)
+    return database.run_autocommit(services.engine, admit)  # what it writes is one statement
 
 
 def _permit(services: Services, caller: Caller, limits: Limits, size: int) -> UUID:

@@ -66,7 +66,9 @@ def find(
     after: str | None = None,
 ) -> BatchList:
     """A page of the caller's batches, newest first."""
-    page = database.run(services.engine, lambda c: batches.find(c, caller.project_id, limit=limit, after=after))
+    page = database.run_autocommit(
+        services.engine, lambda c: batches.find(c, caller.project_id, limit=limit, after=after)
+    )
     data = [on_wire(batch) for batch in page.batches]
     return BatchList(
         data=data,
@@ -77,7 +79,7 @@ def find(
 
 
 def get(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
-    return on_wire(database.run(services.engine, lambda c: batches.get(c, caller.project_id, batch_id)))
+    return on_wire(database.run_autocommit(services.engine, lambda c: batches.get(c, caller.project_id, batch_id)))
 
 
 def cancel(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:

@@ -48,7 +48,7 @@ def find(
 
 
 def get(file_id: str, services: WithServices, caller: ByCaller) -> File:
-    return on_wire(database.run(services.engine, lambda c: files.get(c, caller.project_id, file_id)))
+    return on_wire(database.run_autocommit(services.engine, lambda c: files.get(c, caller.project_id, file_id)))
 
 
 def delete(file_id: str, services: WithServices, caller: ByCaller) -> FileDeleted:
@@ -58,7 +58,7 @@ def delete(file_id: str, services: WithServices, caller: ByCaller) -> FileDelete
 
 def content(file_id: str, request: Request, services: WithServices, caller: ByCaller) -> Response:
     """The bytes of a file, or those of its `Range`, one piece in memory at a time."""
-    file = database.run(services.engine, lambda c: files.get(c, caller.project_id, file_id))
+    file = database.run_autocommit(services.engine, lambda c: files.get(c, caller.project_id, file_id))
     tag = f'"{file.id}"'  # a file never changes
     headers = {
         "accept-ranges": "bytes",
@@ -74,11 +74,14 @@ def content(file_id: str, request: Request, services: WithServices, caller: ByCa
     else:
         status = 206
         headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{file.size_bytes}"
+    headers["content-length"] = str(wanted.stop - wanted.start)
+    if request.method == "HEAD":  # nothing is read
+        return Response(status_code=status, media_type="application/octet-stream", headers=headers)
     return StreamingResponse(
         files.read(services.engine, file.id, start=wanted.start, stop=wanted.stop),
         status_code=status,
         media_type="application/octet-stream",
-        headers={**headers, "content-length": str(wanted.stop - wanted.start)},
+        headers=headers,
     )
 
 

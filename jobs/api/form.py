@@ -45,11 +45,11 @@ class Form:
         except FormParserError as error:
             raise _malformed(str(error)) from None
 
-    def take(self) -> bytes:
-        """The bytes of the file that arrived since the last call."""
-        content = bytes(self.pending)
-        self.pending.clear()
-        return content
+    def take(self, size: int) -> bytearray:
+        """The next `size` bytes of the file; fewer where no more have arrived."""
+        taken, self.pending = self.pending, self.pending[size:]
+        del taken[size:]
+        return taken
 
     def finish(self) -> None:
         """BadRequest if the body ended before the form did."""

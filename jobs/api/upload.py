@@ -1,7 +1,10 @@
 """A form with a file, stored while it arrives, so that memory holds one piece of the file and no more."""
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
@@ -43,7 +46,7 @@ class Incoming(Generic[Answer]):
         self._check = check
         self._writer: files.Writer | None = None
 
-    def store(self) -> files.Writer:
+    def store(self, content: bytearray) -> files.Writer:
         """Write what has arrived."""
         if self._writer is None:
             self._writer = files.Writer(
@@ -52,7 +55,7 @@ class Incoming(Generic[Answer]):
                 purpose="",  # not known before the form has ended: fields may stand behind the file
                 filename=self._form.filename or FILENAME,
             )
-        self._writer.write(self._form.take())
+        self._writer.write(content)
         return self._writer
 
     def end(self) -> Answer:
@@ -61,7 +64,7 @@ class Incoming(Generic[Answer]):
             name = self._form.file_field
             raise BadRequest(f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
         publish = self._check(self._form)
-        writer = self.store()
+        writer = self.store(self._form.take(len(self._form.pending)))
         writer.finish()
         return database.run(self._services.engine, lambda c: publish(c, writer))
 
@@ -75,24 +78,46 @@ class Incoming(Generic[Answer]):
             logger.warning("upload not discarded", extra={"file": self._writer.id, "reason": str(error)})
 
 
+class Beside:
+    """Work in a thread while its task goes on; one at a time."""
+
+    def __init__(self) -> None:
+        self._work: asyncio.Task[object] | None = None
+
+    async def begin(self, work: Callable[[], object]) -> None:
+        """Begin when what was begun before has ended."""
+        await self.end()
+        self._work = asyncio.create_task(run_in_threadpool(work))
+
+    async def end(self) -> None:
+        """Wait for what was begun, and raise what it raised. Whoever is cancelled here leaves the thread at work."""
+        if self._work is not None:
+            await asyncio.wait([self._work])
+            work, self._work = self._work, None
+            work.result()
+
+
 async def receive(
     request: Request, services: Services, project_id: str, form: Form, check: Callable[[Form], Publish[Answer]]
 ) -> Answer:
     """Store the file of the form that is being sent. Nothing stays of one that is refused or broken off.
 
     `check` looks at the whole form, raises what is wrong with it, and gives the last step: what makes the stored
-    bytes visible, in one transaction.
+    bytes visible, in one transaction. One part is stored while the next arrives, and none is waiting.
     """
-    incoming = Incoming(services, project_id, form, check)
+    incoming, storing = Incoming(services, project_id, form, check), Beside()
     try:
         async for content in request.stream():
             form.feed(content)
-            if len(form.pending) >= files.PART_SIZE:
-                await run_in_threadpool(incoming.store)
+            while len(form.pending) >= files.PART_SIZE:
+                await storing.begin(partial(incoming.store, form.take(files.PART_SIZE)))
         form.finish()
+        await storing.end()
         return await run_in_threadpool(incoming.end)
     except BaseException:
         with anyio.CancelScope(shield=True):
+            with suppress(sqlalchemy.exc.SQLAlchemyError):
+                await storing.end()
             await run_in_threadpool(incoming.discard)
         raise
 

@@ -5,7 +5,8 @@ which OpenAI checks them, and the first fault is the one that is told. What is k
 honoured here is refused by name, in `unserved`, and never ignored.
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, Tag, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -18,9 +19,11 @@ from jobs.contract.tools import Function, Name, Named, TextFormat, Tool, ToolCho
 from jobs.contract.variants import Strict, by_type, text_or_list, text_or_object
 
 Decimal = Annotated[float, Field(allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0)]
 Penalty = Annotated[Decimal, Field(ge=-2.0, le=2.0)]
 Bias = Annotated[Decimal, Field(ge=-100.0, le=100.0)]
 Stop = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=limits.STOP_CHARACTERS_MAX)]
+BIASED_TOKEN: Final = re.compile("0|[1-9][0-9]{0,8}")
 
 
 class JsonObjectFormat(Strict):
@@ -53,7 +56,11 @@ class StreamOptions(Strict):
 
 
 class ChatCompletion(Strict):
-    """The body of a chat completion. `top_k`, `min_p` are extensions that other servers share."""
+    """The body of a chat completion.
+
+    Extensions that other servers share: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos` and
+    `stop_token_ids`.
+    """
 
     model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES_MAX)]
@@ -70,6 +77,7 @@ class ChatCompletion(Strict):
     parallel_tool_calls: bool | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=limits.CHOICES_MAX)] | None = None
     temperature: Annotated[Decimal, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[Decimal, Field(ge=0.0, le=1.0)] | None = None
@@ -77,7 +85,8 @@ class ChatCompletion(Strict):
     min_p: Annotated[Decimal, Field(ge=0.0, le=1.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    repetition_penalty: Annotated[Decimal, Field(ge=0.01, le=100.0)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=limits.LOGIT_BIASES_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.TOP_LOGPROBS_MAX)] | None = None
     stop: (
@@ -87,6 +96,8 @@ class ChatCompletion(Strict):
         ]
         | None
     ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.STOP_TOKEN_IDS_MAX)] | None = None
+    ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: dict[str, object] | None = None
@@ -126,6 +137,22 @@ class ChatCompletion(Strict):
             raise PydanticCustomError("needs_tools", "no tools")
         return value
 
+    @field_validator("min_tokens")
+    @classmethod
+    def _fits_into_the_longest_answer(cls, value: int | None, info: ValidationInfo) -> int | None:
+        most = info.data.get("max_completion_tokens") or info.data.get("max_tokens")
+        if value is not None and most is not None and value > most:
+            raise PydanticCustomError("min_above_max", "too many", {"found": value, "most": most})
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _names_token_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
+        for key in biases or ():
+            if not BIASED_TOKEN.fullmatch(key):
+                raise PydanticCustomError("no_token_id", "no token id", {"key": key})
+        return biases
+
     @field_validator("top_logprobs")
     @classmethod
     def _has_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -137,6 +164,11 @@ class ChatCompletion(Strict):
     def answer_tokens_max(self) -> int | None:
         """The longest answer asked for; `max_completion_tokens` wins over the older name."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """What is added to the logit of each token."""
+        return {int(token_id): bias for token_id, bias in (self.logit_bias or {}).items()}
 
     @property
     def stops(self) -> tuple[str, ...]:

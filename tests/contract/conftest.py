@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,22 @@ def settings(servers: Addresses) -> Settings:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The API in a process of its own."""
+
+    url: str
+    pid: int
+
+
 @pytest.fixture(scope="session")
-def address(settings: Settings) -> Iterator[str]:
+def address(server: Server) -> str:
     """The URL of the API, served by a process of its own on a loopback port."""
+    return server.url
+
+
+@pytest.fixture(scope="session")
+def server(settings: Settings) -> Iterator[Server]:
     assert settings.database_url
     assert settings.broker_url
     environment = {
@@ -65,7 +79,7 @@ def address(settings: Settings) -> Iterator[str]:
         with subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[listening.fileno()]) as process:
             try:
                 wait_for_health(url, process)
-                yield url
+                yield Server(url, process.pid)
             finally:
                 process.terminate()
 

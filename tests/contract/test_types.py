@@ -50,7 +50,7 @@ BODIES = [
     (upload_create_params.UploadCreateParams, upload.CreateUpload),
     (upload_complete_params.UploadCompleteParams, upload.CompleteUpload),
 ]
-EXTENSIONS = {"top_k", "min_p"}
+EXTENSIONS = {"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"}
 
 
 def literals(annotation: Any) -> set[str]:

@@ -1,5 +1,7 @@
 """`gristmill keys` and `gristmill webhooks` on a real ledger, and who may be listened to from afar."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine
@@ -84,5 +86,7 @@ def test_loopback_is_known_in_each_of_its_forms(host: str) -> None:
 
 
 def test_what_up_prints_of_a_known_key_is_where_it_is_kept() -> None:
-    shown = up._welcome("http://127.0.0.1:8000", "$(cat data/api-key)", "tiny")
-    assert '"Authorization: Bearer $(cat data/api-key)"' in shown
+    again = up._welcome("http://127.0.0.1:8000", None, Path("my data/api-key"), "tiny")
+    assert "API key  kept in my data/api-key\n" in again
+    assert "\"Authorization: Bearer $(cat 'my data/api-key')\"" in again
+    assert "API key  gm_1_a (shown once; " in up._welcome("http://h", "gm_1_a", Path("data/api-key"), "tiny")

@@ -1,6 +1,8 @@
 """What a person meets at the command line: one-sentence errors, exit statuses, files that appear whole."""
 
+import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from gristmill import delivery, screen
 from gristmill.cli import main
@@ -167,6 +170,35 @@ def test_a_bad_input_is_refused_before_anything_starts(tmp_path: Path, data_dir:
     assert "is the input" in refused("run", tmp_path / "in.jsonl", "-o", tmp_path / "in.jsonl")
     assert "is a folder" in refused("run", tmp_path / "in.jsonl", "-o", tmp_path)
     assert not (data_dir / "servers").exists()
+
+
+def test_a_file_for_failed_lines_that_cannot_be_one_is_refused_before_anything_starts(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(LINE)
+    for errors, said in (
+        (out, "is for the answers"),
+        (tmp_path / "new" / ".." / "out.jsonl", "is for the answers"),
+        (source, "is the input"),
+        (tmp_path, "is a folder"),
+        (source / "errors.jsonl", "cannot be written"),
+    ):
+        assert said in refused("run", source, "-o", out, "--errors", errors)
+    assert not (data_dir / "servers").exists()
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "out.jsonl", Path("/proc/out.jsonl")):
+        with pytest.raises(Fault, match=f"^{output} cannot be written: "):
+            delivery.refuse_bad_targets(output, None)
+
+
+def test_targets_that_can_be_written_get_their_folders_and_nothing_else(tmp_path: Path) -> None:
+    delivery.refuse_bad_targets(tmp_path / "a" / "out.jsonl", tmp_path / "b" / "c" / "errors.jsonl")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
+    delivery.refuse_bad_targets(Path("/dev/null"), None)
 
 
 def test_a_port_in_use_is_told_before_anything_starts(
@@ -338,6 +370,29 @@ def test_pace_counts_from_when_the_batch_was_first_seen() -> None:
     assert pace.seconds_left(20, 10, 20) == 20
     assert pace.seconds_left(20, 5, 20) is None
     assert pace.tokens_per_second(10, 100) == 0
+
+
+@pytest.mark.parametrize("width", [40, 71, 80, 200])
+def test_a_live_line_shows_how_many_lines_are_done_in_any_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen_file = io.StringIO()
+    console = Console(file=screen_file, width=width, force_terminal=True)
+    monkeypatch.setattr("gristmill.screen.Console", lambda **_: console)
+    with screen.display() as shown:
+        for completed in (0, 198):  # from the second on with tokens/s and the time left
+            counts = {"total": 3000, "completed": completed, "failed": 0}
+            usage = BATCH["usage"] | {"output_tokens": 1000 * completed}
+            shown.show(Batch.model_validate(of(status="in_progress", request_counts=counts, usage=usage)))
+    assert re.search(r"\b198/3000 +lines", re.sub(r"\x1b\[[\d;?]*\w", "", screen_file.getvalue()))
+
+
+def test_where_no_terminal_is_each_change_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with screen.display() as shown:
+        nothing = {"total": 0, "completed": 0, "failed": 0}
+        shown.show(Batch.model_validate(of(status="validating", request_counts=nothing)))
+        for completed in (2, 3):
+            counts = {"total": 9, "completed": completed, "failed": 1}
+            shown.show(Batch.model_validate(of(status="in_progress", request_counts=counts)))
+    assert capsys.readouterr().err == "validating\nin progress: 3/9 lines, 1 failed\n"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -48,14 +49,16 @@ def write_lines(path: Path, count: int, *, model: str = "smollm2-135m", tokens: 
     return ids
 
 
-def start(home: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(
+    home: Path, *arguments: object, stdout: int | IO[str] = subprocess.PIPE, stderr: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     kept = (name for name in os.environ if name not in Settings.environment_names() and not name.startswith(PREFIX))
     environment = {name: os.environ[name] for name in kept}
     return subprocess.Popen(
         [sys.executable, "-m", "gristmill.cli", *map(str, arguments)],
         env=environment | PATIENCE | {"GRISTMILL_DATA_DIR": str(home / "data")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
     )
 

@@ -66,6 +66,17 @@ def test_a_repeated_flush_changes_nothing(ledger: Engine, batch: Batch) -> None:
     assert (found.prompt_tokens, found.cached_tokens, found.completion_tokens) == (40, 16, 20)
 
 
+def test_a_running_batch_shows_at_each_moment_what_its_chunks_add_up_to(ledger: Engine) -> None:
+    batch = making.ingest(ledger, [making.line(f"r{n}") for n in range(100)])
+    assert counts(ledger, batch) == (0, 0, 0)
+    for done, lease in enumerate(making.claim(ledger, batch, making.worker(ledger), chunks=25), start=1):
+        flush(ledger, lease, list(lease.line_numbers[:3]))
+        flush(ledger, lease, list(lease.line_numbers[3:]), status=400)
+        assert counts(ledger, batch) == (3 * done, done, 4 * done)
+        assert making.fetch(ledger, batch).prompt_tokens == 40 * done
+    assert making.scalar(ledger, "SELECT count(*) FROM tally") == 16
+
+
 def test_a_flush_stores_no_line_of_another_chunk(ledger: Engine, batch: Batch) -> None:
     (lease,) = making.claim(ledger, batch, making.worker(ledger))
     flush(ledger, lease, [4, 5, 99])

@@ -105,6 +105,25 @@ def test_finished_lines_are_not_computed_again(
     assert making.fetch(ledger, batch).completed == 4
 
 
+def test_lines_that_ask_the_same_are_computed_once_and_each_keeps_its_id(
+    ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine
+) -> None:
+    said = {"max_tokens": 3, "temperature": 0}
+    alike = [making.line(f"same{n}", content="Same", metadata={"n": str(n)}, **said) for n in range(5)]
+    seeded = [making.line(f"seeded{n}", content="Same", max_tokens=3, seed=4) for n in range(3)]
+    drawn = [making.line(f"drawn{n}", content="Same", max_tokens=3) for n in range(2)]
+    batch = making.ingest(ledger, [*alike, *seeded, *drawn])
+    pump.run(lambda: owner)
+    found = list(bodies(ledger).values())
+    assert making.fetch(ledger, batch).completed == len({body["id"] for body in found}) == 10
+    cached = [body["usage"]["prompt_tokens_details"]["cached_tokens"] for body in found]  # type: ignore[index]
+    whole = found[0]["usage"]["prompt_tokens"]  # type: ignore[index]
+    assert cached.count(whole) == 6, "four of five alike, two of three seeded"
+    assert inference.progress.output_tokens <= 4 * 3
+    answers = [orjson.dumps(bodies(ledger)[line_no]["choices"]) for line_no in range(1, 9)]
+    assert (len(set(answers[:5])), len(set(answers[5:]))) == (1, 1)
+
+
 def test_answers_wait_for_a_disk_with_room(
     ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,15 @@ class Answer:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredChoice:
+    """What one choice says; `logprobs` is on the wire already."""
+
+    text: str
+    finish_reason: str
+    logprobs: dict[str, object] | None
+
+
 def usage_of(completions: Sequence[Completion]) -> Usage:
     return Usage(
         prompt_tokens=completions[0].prompt_tokens,
@@ -41,17 +50,17 @@ def completion_json(
     created_at: int,
     model: str,
     fingerprint: str,
-    choices: Sequence[tuple[str, str]],
+    choices: Sequence[AnsweredChoice],
     usage: Usage,
 ) -> str:
-    """A `chat.completion`; each choice is its text and its finish reason."""
+    """A `chat.completion`."""
     return orjson.dumps(
         {
             "id": answer_id,
             "object": "chat.completion",
             "created": created_at,
             "model": model,
-            "choices": [_choice(index, *choice) for index, choice in enumerate(choices)],
+            "choices": [_choice(index, choice) for index, choice in enumerate(choices)],
             "usage": _usage(usage),
             "service_tier": "default",
             "system_fingerprint": fingerprint,
@@ -59,12 +68,12 @@ def completion_json(
     ).decode()
 
 
-def _choice(index: int, text: str, finish_reason: str) -> dict[str, object]:
+def _choice(index: int, choice: AnsweredChoice) -> dict[str, object]:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
-        "logprobs": None,
-        "finish_reason": finish_reason,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
+        "logprobs": choice.logprobs,
+        "finish_reason": choice.finish_reason,
     }
 
 

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 
 import orjson
 
@@ -13,8 +12,10 @@ from jobs.contract.chat import ChatCompletion
 from jobs.contract.messages import Message
 from jobs.errors import BadRequest, TooLong
 from worker.chat import stops
-from worker.chat.answer import Answer, completion_json, usage_of
+from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
 from worker.chat.grammar import JsonObjects
+from worker.chat.logprobs import logprobs_of
+from worker.chat.pieces import Pieces, Publish
 from worker.chat.stops import StopWatcher
 from worker.chat.template import Template
 from worker.chat.watchers import Together
@@ -45,22 +46,27 @@ class Chat:
         self._objects = JsonObjects(self._tokenizer)
         self._template = Template(model.chat_template(), bos_token=manifest.bos_token, eos_token=manifest.eos_token)
 
-    def prompt(self, body: dict[str, object], *, seed_text: str, created: datetime) -> Asked:
+    def prompt(
+        self, body: dict[str, object], *, seed_text: str, created: datetime, publish: Publish | None = None
+    ) -> Asked:
         """What to ask the engine. A Refusal of status 400 names what is wrong with the body.
 
         The same `seed_text` gives the same id and, where the body has no seed, the same noise. `created` is
-        the time a template sees.
+        the time a template sees. `publish` is called on the engine's thread with the text as it is written.
         """
         wanted = _read(body)
+        self._refuse_unknown_tokens(wanted)
         token_ids = self._token_ids(wanted, created)
         stop_bytes = tuple(stop.encode() for stop in wanted.stops)
         prompt = Prompt(
             token_ids=token_ids,
             sampling=_sampling(wanted, seed_text),
             tokens_max=self._tokens_max(wanted, len(token_ids)),
+            tokens_min=wanted.min_tokens or 0,
             choices=wanted.n or 1,
-            stop_token_ids=self._stop_token_ids,
-            watch=self._watch(stop_bytes, is_json=_is_json(wanted)),
+            stop_token_ids=self._stops(wanted),
+            top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
+            watch=self._watch(stop_bytes, is_json=_is_json(wanted), publish=publish),
         )
         return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, stop_bytes)
 
@@ -72,7 +78,7 @@ class Chat:
             created_at=created_at,
             model=asked.model,
             fingerprint=self._fingerprint,
-            choices=[(self._text(asked, one.token_ids), one.finish_reason.value) for one in completions],
+            choices=[self._choice(asked, one) for one in completions],
             usage=usage,
         )
         return Answer(body, usage)
@@ -96,18 +102,44 @@ class Chat:
             raise TooLong(context_tokens=self._context_tokens, prompt_tokens=prompt_tokens, answer_tokens=asked or 1)
         return min(asked or room, room)
 
-    def _watch(self, stop_bytes: tuple[bytes, ...], *, is_json: bool) -> Callable[[int], Watcher] | None:
-        makers: list[Callable[[], Watcher]] = []
+    def _watch(
+        self, stop_bytes: tuple[bytes, ...], *, is_json: bool, publish: Publish | None
+    ) -> Callable[[int], Watcher] | None:
+        """What ends a choice comes before what publishes it."""
+        makers: list[Callable[[int], Watcher]] = []
         if is_json:
-            makers.append(self._objects.watcher)
+            makers.append(lambda _: self._objects.watcher())
         if stop_bytes:
-            makers.append(partial(StopWatcher, stop_bytes, self._token_bytes))
-        return (lambda _: Together([make() for make in makers])) if makers else None
+            makers.append(lambda _: StopWatcher(stop_bytes, self._token_bytes))
+        if publish is not None:
+            makers.append(lambda choice: Pieces(publish, choice, stop_bytes, self._token_bytes))
+        return (lambda choice: Together([make(choice) for make in makers])) if makers else None
 
-    def _text(self, asked: Asked, token_ids: Sequence[int]) -> str:
-        """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced."""
-        written = b"".join([self._token_bytes[index] for index in token_ids])
-        return stops.cut(written, asked.stops).decode("utf-8", "replace")
+    def _stops(self, wanted: ChatCompletion) -> frozenset[int]:
+        """The tokens that end an answer: the model's own, unless they are to be ignored, and those of the body."""
+        own: frozenset[int] = frozenset() if wanted.ignore_eos else self._stop_token_ids
+        return own.union(wanted.stop_token_ids or ())
+
+    def _refuse_unknown_tokens(self, wanted: ChatCompletion) -> None:
+        """In OpenAI's words where it has some."""
+        last = self._tokenizer.vocabulary - 1
+        if (token_id := max(wanted.biases, default=0)) > last:
+            raise BadRequest(f"Invalid key in 'logit_bias': {token_id}. Maximum value is {last}.", param="logit_bias")
+        if (token_id := max(wanted.stop_token_ids or (), default=0)) > last:
+            raise BadRequest(
+                f"Invalid value in 'stop_token_ids': {token_id}. Maximum value is {last}.",
+                code="invalid_value",
+                param="stop_token_ids",
+            )
+
+    def _choice(self, asked: Asked, completion: Completion) -> AnsweredChoice:
+        """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced in the text."""
+        written = stops.cut(b"".join([self._token_bytes[index] for index in completion.token_ids]), asked.stops)
+        return AnsweredChoice(
+            text=written.decode("utf-8", "replace"),
+            finish_reason=completion.finish_reason.value,
+            logprobs=logprobs_of(completion, self._tokenizer, text_bytes=len(written)),
+        )
 
 
 def _read(body: dict[str, object]) -> ChatCompletion:
@@ -136,6 +168,10 @@ def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
         top_p=1.0 if wanted.top_p is None else wanted.top_p,
         top_k=max(0, wanted.top_k or 0),
         min_p=wanted.min_p or 0.0,
+        presence_penalty=wanted.presence_penalty or 0.0,
+        frequency_penalty=wanted.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if wanted.repetition_penalty is None else wanted.repetition_penalty,
+        logit_bias=tuple(wanted.biases.items()),
     )
 
 

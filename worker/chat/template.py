@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jobs.errors import BadRequest
@@ -23,7 +24,14 @@ class Template:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         self._compiled = environment.from_string(source)
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._constants = {
+            **environment.globals,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+        }
 
     def render(self, messages: list[dict[str, str]], *, now: datetime) -> str:
         """The text of a prompt, up to where the answer begins. BadRequest if the template refuses.
@@ -31,15 +39,11 @@ class Template:
         The only clock a template sees stands still at `now`, so that a line is asked the same whenever it
         runs.
         """
+        said = {**self._constants, "messages": messages, "strftime_now": now.strftime}
         try:
-            return self._compiled.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                strftime_now=now.strftime,
-                **self._tokens,
-            )
+            # As `render` does it, which copies a chain of mappings for every prompt.
+            context = Context(self._compiled.environment, said, self._compiled.name, self._compiled.blocks)
+            return "".join(self._compiled.root_render_func(context))
         except _FAULTS as error:
             raise BadRequest(
                 f"The model's chat template cannot render these messages: {error}",

@@ -8,7 +8,7 @@ is not touched, and its ids are those of an ordinary encoder.
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,11 @@ from worker.model import byte_level
 # A code point that Unicode keeps for a program's inner use. Text that holds it anyway gets it doubled.
 _MARK: Final = "\ufdd0"
 _MARKS: Final = re.compile(f"{_MARK}({_MARK}?)")
+
+# A template says the same between its control tokens in every prompt, and so do many system prompts. What was
+# encoded lately is kept: 256 texts, of which even the longest take 15 MB in all.
+_KEPT_TEXTS: Final = 256
+_KEPT_CHARACTERS: Final = 4096
 
 
 class Tokenizer:
@@ -39,6 +44,7 @@ class Tokenizer:
         }
         self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
         self._control_beginnings = tuple({text[:end] for text in self._control for end in range(1, len(text))})
+        self._encode_kept = lru_cache(_KEPT_TEXTS)(self._encode)
 
     @cached_property
     def token_bytes(self) -> Sequence[bytes]:
@@ -68,14 +74,15 @@ class Tokenizer:
         ids: list[int] = []
         end = 0
         for found in self._control_pattern.finditer(text) if self._control_pattern else ():
-            ids += self.encode_plain(_without_marks(text[end : found.start()]))
+            ids += self._ids(_without_marks(text[end : found.start()]))
             ids.append(self._control[found[0]])
             end = found.end()
-        return ids + self.encode_plain(_without_marks(text[end:]))
+        ids += self._ids(_without_marks(text[end:]))
+        return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is a control token."""
-        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+        return list(self._ids(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer: without control tokens, bytes that are not UTF-8 replaced."""
@@ -89,6 +96,15 @@ class Tokenizer:
     def as_json(self) -> str:
         """The tokenizer in Hugging Face's format."""
         return self._backend.to_str()
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        if not text:
+            return ()
+        return self._encode_kept(text) if len(text) <= _KEPT_CHARACTERS else self._encode(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """A pure function of its text: what it gave once may be given again."""
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
 
 def load(path: Path, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> Tokenizer:

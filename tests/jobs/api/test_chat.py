@@ -102,7 +102,7 @@ def test_a_question_whose_commit_was_lost_is_asked_once(ledger):
     [
         ({"model": "unknown"}, 404, "model_not_found", "model"),
         ({"model": "a\0"}, 404, "model_not_found", "model"),
-        ({"frequency_penalty": 1}, 400, "unsupported_parameter", "frequency_penalty"),
+        ({"verbosity": "low"}, 400, "unsupported_parameter", "verbosity"),
         ({"messages": []}, 400, "empty_array", "messages"),
         ({"n": "1"}, 400, "invalid_type", "n"),
         ({"colour": "red"}, 400, "unknown_parameter", "colour"),

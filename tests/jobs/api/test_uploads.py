@@ -1,13 +1,16 @@
 """Uploads: what is kept, what is refused, and that nothing stays of the latter."""
 
+import random
 import socket
 import threading
 import time
 
 import pytest
+from psycopg.errors import DiskFull
 from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import DBAPIError
 
-from jobs import database
+from jobs import database, files
 from jobs.tables import file, file_part
 
 BOUNDARY = "xyz"
@@ -69,6 +72,29 @@ def test_content_like_a_boundary_stays_content(client):
     content = b"\r\n--xy\r\n--xyyz\r\n\r\n--" * 100_000
     made = post(client, (PURPOSE, b"batch"), (JSONL, content)).json()
     assert client.get(f"/v1/files/{made['id']}/content").content == content
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_048_575, 1_048_576, 1_048_577, 3_000_000])
+def test_a_file_comes_back_as_it_was_sent(client, size):
+    content = random.Random(size).randbytes(size)
+    made = post(client, (PURPOSE, b"user_data"), (JSONL, content)).json()
+    assert made["bytes"] == size
+    assert client.get(f"/v1/files/{made['id']}/content").content == content
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_part_that_cannot_be_stored_ends_the_upload_and_leaves_nothing(client, ledger, monkeypatch, failing):
+    store = files.Writer._store
+
+    def store_some(writer, content):
+        if writer._parts == failing:
+            raise DBAPIError("INSERT", {}, DiskFull("no room"))
+        store(writer, content)
+
+    monkeypatch.setattr(files.Writer, "_store", store_some)
+    answer = post(client, (PURPOSE, b"batch"), (JSONL, b"x" * 3_000_000))
+    assert answer.status_code == 503, answer.text
+    assert stored(ledger) == (0, 0)
 
 
 @pytest.mark.parametrize(

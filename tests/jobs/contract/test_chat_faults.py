@@ -54,6 +54,21 @@ def fault_of(body: dict[str, Any]) -> BadRequest:
             "messages",
         ),
         ({"colour": 1}, "Unknown parameter: 'colour'.", "unknown_parameter", "colour"),
+        *(
+            (
+                {"logit_bias": {key: 1}},
+                f"Invalid key in 'logit_bias': {key}. You should only be submitting non-negative integers.",
+                None,
+                "logit_bias",
+            )
+            for key in ("AI", "-1", "1.0", "", " 7", "07", "\u0663", "9" * 10, "{}")
+        ),
+        (
+            {"min_tokens": 6, "max_tokens": 9, "max_completion_tokens": 5},
+            "Invalid 'min_tokens': 6 is more than the longest answer asked for, which is 5 tokens.",
+            None,
+            "min_tokens",
+        ),
         (
             {"temprature": 1},
             "Unknown parameter: 'temprature'. Did you mean 'temperature'?",
@@ -219,8 +234,7 @@ def test_of_several_faults_the_one_that_openai_checks_first_is_told(chosen: set[
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"frequency_penalty": 1}, "frequency_penalty"),
-        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
@@ -235,7 +249,9 @@ def test_what_is_known_and_not_served_is_refused_by_name(change: dict[str, Any],
     "change",
     [
         {"temperature": 1, "top_p": 0, "stop": ["a", "b"], "seed": -1},
-        {"frequency_penalty": 0, "logprobs": False, "tools": [], "tool_choice": "none", "modalities": ["text"]},
+        {"frequency_penalty": 2, "logprobs": True, "tools": [], "tool_choice": "none", "modalities": ["text"]},
+        {"logit_bias": {"0": -100, "50256": 0.5}, "logprobs": True, "top_logprobs": 20, "presence_penalty": -2},
+        {"repetition_penalty": 1.1, "min_tokens": 3, "max_tokens": 3, "ignore_eos": True, "stop_token_ids": [2, 2]},
         {"n": None, "stream": None, "metadata": None, "response_format": None, "user": None},
         {"messages": [{"role": "developer", "content": [{"type": "text", "text": "x"}], "name": "a"}]},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},

@@ -29,7 +29,18 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"seed": 2**63}, "seed", "integer_above_max_value"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+        ({"top_logprobs": 2}, "top_logprobs", None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty", "decimal_above_max_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "decimal_below_min_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "decimal_above_max_value"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "object_above_max_properties"),
+        ({"logit_bias": {"259": 1}}, "logit_bias", None),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "integer_below_min_value"),
+        ({"stop_token_ids": [3, 259]}, "stop_token_ids", "invalid_value"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens", None),
+        ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
         ({"messages": []}, "messages", "empty_array"),
         ({"messages": "hello"}, "messages", "invalid_type"),
@@ -115,7 +126,8 @@ names = st.sampled_from(
     [
         *("model", "messages", "max_tokens", "max_completion_tokens", "n", "temperature", "top_p", "top_k"),
         *("min_p", "stop", "response_format", "user", "seed", "service_tier", "stream", "metadata", "tools"),
-        *("logit_bias", "stream_options", "unknown"),
+        *("logit_bias", "stream_options", "unknown", "logprobs", "top_logprobs", "presence_penalty"),
+        *("repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
     ]
 )
 messages = st.lists(

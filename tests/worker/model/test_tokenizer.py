@@ -1,6 +1,7 @@
 """What a user wrote never becomes a control token, and is otherwise encoded as always."""
 
 import pytest
+import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -57,6 +58,20 @@ def test_a_template_keeps_its_own_control_tokens(first: str, second: str) -> Non
 def test_text_without_look_alikes_goes_into_the_template_untouched() -> None:
     text = "if a < b && c |> d { <b> </b> < |im_start| > }"
     assert TOKENIZER.shield(text) == text
+
+
+@given(st.lists(st.sampled_from(["hello", "\n", "hel", " he", "é😀"]) | st.text(max_size=3), max_size=4))
+def test_a_conversation_has_the_ids_of_its_whole_text_whatever_was_encoded_before(said: list[str]) -> None:
+    """Pieces of it are remembered; the library encodes the whole, and remembers nothing."""
+    whole = tokenizers.Tokenizer.from_str(TOKENIZER.as_json())
+    text = "".join(f"<|im_start|>user\n{one}<|im_end|>\n" for one in said if "\ufdd0" not in one)
+    for _ in range(2):
+        assert TOKENIZER.encode_template(text) == whole.encode(text, add_special_tokens=False).ids
+
+
+def test_whoever_gets_ids_may_change_them() -> None:
+    TOKENIZER.encode_plain("hello").clear()
+    assert TOKENIZER.decode(TOKENIZER.encode_plain("hello")) == "hello"
 
 
 @given(st.text())
