@@ -50,16 +50,18 @@ class Bar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("starting", total=None, facts="")
+        self._task = progress.add_task("starting", total=None, count="starting", facts="")
         self._facts = _Facts()
 
     def show(self, batch: Batch) -> None:
-        counts = batch.request_counts
+        counts, status = batch.request_counts, batch.status.replace("_", " ")
+        lines = counts.completed + counts.failed
         self._progress.update(
             self._task,
-            description=batch.status.replace("_", " "),
-            completed=counts.completed + counts.failed,
+            description=status,
+            completed=lines,
             total=counts.total or None,
+            count=f"{lines}/{counts.total} lines" if counts.total else status,
             facts=self._facts.of(batch, time.monotonic()),
         )
 
@@ -123,7 +125,8 @@ def display() -> Iterator[Display]:
 def _columns(width: int) -> tuple[ProgressColumn, ...]:
     """What the live line is made of on a terminal of `width` characters."""
     if width < NARROW_COLUMNS:
-        return (MofNCompleteColumn(), TextColumn("lines{task.fields[facts]}"))
+        # One column: what is too much is cut off its end, never off the count.
+        return (TextColumn("{task.fields[count]}{task.fields[facts]}"),)
     return (
         SpinnerColumn(),
         TextColumn("{task.description}"),

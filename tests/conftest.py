@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 from gristmill.embedded import Addresses, EmbeddedServers
 from jobs import database, keys, migrate, models
 from jobs.tables import metadata
+from tests.gristmill.embedded.conftest import open_folder, remove
 from worker import model
 from worker.model import ModelFolder
 
@@ -32,11 +33,18 @@ def smollm2_fp32() -> ModelFolder:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """Embedded servers with the newest schema, for the whole run."""
-    with EmbeddedServers(tmp_path_factory.mktemp("servers"), say=lambda _: None) as running:
-        migrate.upgrade(running.addresses.database_url)
-        yield running.addresses
+def servers() -> Iterator[Addresses]:
+    """Embedded servers with the newest schema, for the whole run.
+
+    In a folder that Postgres's own user may enter: for root, one in pytest's would leave its data in /var/lib.
+    """
+    place = open_folder()
+    try:
+        with EmbeddedServers(place / "data", say=lambda _: None) as running:
+            migrate.upgrade(running.addresses.database_url)
+            yield running.addresses
+    finally:
+        remove(place)
 
 
 @pytest.fixture

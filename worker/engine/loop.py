@@ -13,6 +13,7 @@ from worker.engine import next_token, scheduler
 from worker.engine.errors import OutOfMemory
 from worker.engine.lengths import Lengths
 from worker.engine.progress import Progress
+from worker.engine.prompt import URGENT
 from worker.engine.runner import Runner, Span
 from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
@@ -150,7 +151,8 @@ class Loop:
 
     def _entrance(self, entry: Entry, expected_tokens: int) -> Entrance | None:
         coming = max((shared(work.entry.token_ids, entry.token_ids) for work in self._works), default=0)
-        first = Waiting(entry.prompt_tokens, len(entry.choices), self._stages.hits(entry.token_ids), coming)
+        hits, is_urgent = self._stages.hits(entry.token_ids), entry.ticket.priority <= URGENT
+        first = Waiting(entry.prompt_tokens, len(entry.choices), hits, coming, is_urgent)
         ahead = self._stages.hits_ahead(other.token_ids for other in islice(self._waiting, 1, None))
         inside = [work.begun for work in self._works]
         return scheduler.admit(first, ahead, inside, len(self._rows), expected_tokens, self._room(), self._budget)

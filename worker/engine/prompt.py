@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from worker.engine.logprobs import TokenLogprob
 from worker.engine.sampling import Mask, Sampling
+
+URGENT: Final = 0
+"""Prompts of this priority may take the rows that are kept free for them."""
 
 
 class FinishReason(StrEnum):

@@ -13,6 +13,8 @@ from typing import Final
 WORTH_WAITING_TOKENS: Final = 32
 """A prompt waits for one that is in work and begins alike if that saves more than so many tokens."""
 
+_SLOTS_FOR_ONE_URGENT: Final = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -29,17 +31,26 @@ class Budget:
         if min(self.slots, self.spans_max, self.chunk_tokens) < 1:
             raise ValueError(f"expected slots, spans_max and chunk_tokens > 0, found {self}")
 
+    @property
+    def kept_free(self) -> int:
+        """Slots that only urgent prompts may take: lines of a batch, written at once, end at once, and whoever came
+        in between would wait for that.
+        """
+        return self.slots // _SLOTS_FOR_ONE_URGENT
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The first prompt of the line: its length, its choices without a row, for each stage how many of its first
-    tokens are there, and how many will be once the prompts in work are computed, at most.
+    tokens are there, and how many will be once the prompts in work are computed, at most. Urgent is what somebody
+    waits for now.
     """
 
     prompt_tokens: int
     choices: int
     hits: tuple[int, ...]
     coming: int = 0
+    is_urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,7 @@ def admit(
     enters in any case: it would wait for ever.
     """
     taken = rows + sum(begun.choices for begun in inside)
-    choices = min(first.choices, budget.slots - taken)
+    choices = min(first.choices, budget.slots - taken - (0 if first.is_urgent else budget.kept_free))
     if choices < 1 or len(inside) == min(budget.spans_max, len(first.hits)):
         return None
     if inside and first.coming > max(first.hits) + WORTH_WAITING_TOKENS:

@@ -96,7 +96,8 @@ def test_every_route_has_a_scope_and_a_key_without_it_is_refused(app: FastAPI, l
                 with TestClient(app, headers={"authorization": f"Bearer {others}"}) as caller:
                     answer = caller.request(method, path)
                 assert answer.status_code == 403, (method, path, answer.text)
-                assert answer.json()["error"]["code"] == "missing_scope"
+                if method != "HEAD":  # has no body
+                    assert answer.json()["error"]["code"] == "missing_scope"
 
 
 def test_a_route_that_nobody_thought_of_needs_every_scope() -> None:

@@ -103,6 +103,15 @@ def test_what_may_begin_a_stop_string_waits_until_it_cannot() -> None:
     assert heard.pieces == [Piece(0, 0, "a"), Piece(0, 1, "ENx")]
 
 
+def test_a_stop_string_may_begin_inside_of_its_own_false_beginning() -> None:
+    """`aaa` may still become `a`, with `aab` cut off."""
+    for stop in (b"aab", b"abab!", b"aabaaab"):
+        content = stop[:1] * 2 + stop[:-1] + stop
+        heard, answer = write([bytes([byte]) for byte in content], [stop])
+        assert answer.startswith(heard.text)
+    assert write([b"a"] * 3 + [b"b"], [b"aab"])[0].text == "a"
+
+
 def test_a_line_begun_again_is_published_from_its_start_and_each_choice_apart(chat: Chat) -> None:
     heard = Heard()
     asked = chat.prompt(body(n=2, stop="!"), seed_text="a", created=CREATED, publish=heard)

@@ -119,6 +119,20 @@ def test_steps_that_find_no_memory_are_made_smaller_and_no_answer_suffers(
             assert [choice.token_ids for choice in answer(future)] == [reference(token_ids, tokens_max)] * choices
 
 
+def test_who_is_waited_for_enters_while_a_batch_fills_the_engine() -> None:
+    runner = FakeRunner(slots=64)
+    runner.gate.clear()
+    with running(runner) as engine:
+        batch = [engine.submit(greedy((1, number % 50), 30, priority=100)) for number in range(200)]
+        urgent = engine.submit(greedy((2, 3), 2, priority=0))
+        runner.gate.set()
+        answer(urgent)
+        assert not any(future.done() for future in batch[60:])
+        for future in batch:
+            answer(future)
+    assert runner.fullest <= 63
+
+
 def test_an_engine_takes_its_full_load_again_after_it_ran_out_of_memory_and_of_work() -> None:
     runner = FakeRunner(slots=6, step_tokens=5)
     with running(runner, EngineSettings(chunk_tokens=4)) as engine:

@@ -39,6 +39,14 @@ def test_choices_beyond_the_free_rows_wait() -> None:
     assert admit(Waiting(10, 1, (0, 0)), [], [Begun(0, 0, 10, 2)], 2, 20, PLENTY, BUDGET) is None
 
 
+def test_a_few_rows_are_kept_free_for_what_is_urgent() -> None:
+    budget = Budget(slots=64, spans_max=2, chunk_tokens=8, mixes=True)
+    assert admit(Waiting(10, 1, (0,)), [], [], 61, 20, PLENTY, budget) is not None
+    assert admit(Waiting(10, 1, (0,)), [], [], 62, 20, PLENTY, budget) is None
+    assert admit(Waiting(10, 1, (0,), is_urgent=True), [], [], 63, 20, PLENTY, budget) is not None
+    assert admit(Waiting(10, 1, (0,), is_urgent=True), [], [], 64, 20, PLENTY, budget) is None
+
+
 def test_no_more_prompts_are_in_work_than_a_step_takes_or_stages_hold() -> None:
     inside = [Begun(0, 0, 10, 1), Begun(1, 0, 10, 1)]
     assert admit(Waiting(10, 1, (0, 0, 0)), [], inside, 0, 20, PLENTY, BUDGET) is None
