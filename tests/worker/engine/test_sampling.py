@@ -77,6 +77,20 @@ def test_draws_follow_the_definition(name: str) -> None:
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 8
 
 
+@pytest.mark.parametrize(
+    ("halvings", "wanted"),
+    [(0.5, Sampling(seed=13)), (1.5, Sampling(seed=13)), (0.5, Sampling(seed=14, top_p=0.99))],
+)
+def test_two_tokens_have_their_shares_to_a_percent(halvings: float, wanted: Sampling) -> None:
+    """Between whole powers of 2, where the height of a token is furthest above its weight: with the shares of the
+    heights, this fails.
+    """
+    logits = np.array([[0.0, -halvings * np.log(2)]], np.float32)
+    share = 1 / (1 + 2.0**-halvings)
+    drawn = _draw_many(logits, wanted, 60_000)
+    assert np.count_nonzero(drawn == 0) / len(drawn) == pytest.approx(share, abs=0.008)
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
 @pytest.mark.parametrize("wanted", [Sampling(seed=12, top_p=top_p) for top_p in (0.1, 0.5, 0.9, 0.999)])
 def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sort(spread: float, wanted: Sampling) -> None:
