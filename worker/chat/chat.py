@@ -13,7 +13,8 @@ from jobs.contract.messages import Message
 from jobs.errors import BadRequest, TooLong
 from worker.chat import stops
 from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
-from worker.chat.grammar import JsonObjects
+from worker.chat.grammar import Grammars
+from worker.chat.grammar_text import Place, of_json_schema
 from worker.chat.logprobs import logprobs_of
 from worker.chat.pieces import Pieces, Publish
 from worker.chat.stops import StopWatcher
@@ -21,6 +22,8 @@ from worker.chat.template import Template
 from worker.chat.watchers import Together
 from worker.engine import Completion, Prompt, Sampling, Watcher
 from worker.model import ModelFolder
+
+_JSON_OBJECT = Place("response_format", code="invalid_value", param="response_format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Chat:
         self._tokenizer = model.tokenizer()
         self._token_bytes = self._tokenizer.token_bytes
         self._stop_token_ids = frozenset(self._tokenizer.eos_token_ids)
-        self._objects = JsonObjects(self._tokenizer)
+        self._grammars = Grammars(self._tokenizer)
         self._template = Template(model.chat_template(), bos_token=manifest.bos_token, eos_token=manifest.eos_token)
 
     def prompt(
@@ -108,7 +111,8 @@ class Chat:
         """What ends a choice comes before what publishes it."""
         makers: list[Callable[[int], Watcher]] = []
         if is_json:
-            makers.append(lambda _: self._objects.watcher())
+            grammar = self._grammars.compile(of_json_schema({"type": "object"}, _JSON_OBJECT), _JSON_OBJECT)
+            makers.append(lambda _: grammar.watcher())
         if stop_bytes:
             makers.append(lambda _: StopWatcher(stop_bytes, self._token_bytes))
         if publish is not None:
