@@ -20,7 +20,6 @@ PARAMETERS: dict[str, tuple[object, ...]] = {  # and the values of each that ask
     "verbosity": (None,),
 }
 ROLES = ("system", "assistant", "user", "developer")
-FORMATS = ("json_object", "text")
 
 
 def refuse(body: dict[str, object]) -> None:
@@ -36,9 +35,6 @@ def refuse(body: dict[str, object]) -> None:
                 code="unsupported_parameter",
                 param=name,
             )
-    form = body.get("response_format")
-    if isinstance(form, dict):
-        _refuse_value("response_format.type", form["type"], FORMATS)
 
 
 def _refuse_in_message(path: str, message: dict[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import orjson
@@ -11,19 +11,17 @@ from jobs.contract import chat
 from jobs.contract.chat import ChatCompletion
 from jobs.contract.messages import Message
 from jobs.errors import BadRequest, TooLong
-from worker.chat import stops
+from worker.chat import stops, structure
 from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
 from worker.chat.grammar import Grammars
-from worker.chat.grammar_text import Place, of_json_schema
 from worker.chat.logprobs import logprobs_of
 from worker.chat.pieces import Pieces, Publish
 from worker.chat.stops import StopWatcher
+from worker.chat.structure import Structure
 from worker.chat.template import Template
 from worker.chat.watchers import Together
-from worker.engine import Completion, Prompt, Sampling, Watcher
+from worker.engine import Completion, FinishReason, Prompt, Sampling, Watcher
 from worker.model import ModelFolder
-
-_JSON_OBJECT = Place("response_format", code="invalid_value", param="response_format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +32,20 @@ class Asked:
     answer_id: str
     model: str
     stops: tuple[bytes, ...]
+    structure: Structure | None = None
+    """What a choice that comes to its own end must look like."""
+    is_read: bool = False
+    """Someone reads the text while it is written."""
+    is_last: bool = False
+    """It was asked again already."""
+
+    def again(self) -> "Asked | None":
+        """The same with other noise, which this one's decides; None where it would not help or comes too late."""
+        sampling = self.prompt.sampling
+        if self.is_last or self.is_read or sampling.is_greedy:
+            return None
+        other = replace(sampling, seed=_seed(f"again:{sampling.seed}"))
+        return replace(self, prompt=replace(self.prompt, sampling=other), is_last=True)
 
 
 class Chat:
@@ -61,6 +73,7 @@ class Chat:
         self._refuse_unknown_tokens(wanted)
         token_ids = self._token_ids(wanted, created)
         stop_bytes = tuple(stop.encode() for stop in wanted.stops)
+        form = structure.asked_for(wanted, self._grammars)
         prompt = Prompt(
             token_ids=token_ids,
             sampling=_sampling(wanted, seed_text),
@@ -69,12 +82,19 @@ class Chat:
             choices=wanted.n or 1,
             stop_token_ids=self._stops(wanted),
             top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
-            watch=self._watch(stop_bytes, is_json=_is_json(wanted), publish=publish),
+            watch=self._watch(stop_bytes, form, publish),
         )
-        return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, stop_bytes)
+        return Asked(
+            prompt,
+            f"chatcmpl-{_digest('id', seed_text).hex()[:32]}",
+            wanted.model,
+            stop_bytes,
+            structure=None if wanted.stops or wanted.stop_token_ids else form,
+            is_read=publish is not None,
+        )
 
     def answer(self, asked: Asked, completions: Sequence[Completion], *, created_at: int) -> Answer:
-        """The body to send; `created_at` in seconds since 1970."""
+        """The body to send; `created_at` in seconds since 1970. `Missed` where a text has not the form asked for."""
         usage = usage_of(completions)
         body = completion_json(
             answer_id=asked.answer_id,
@@ -106,13 +126,12 @@ class Chat:
         return min(asked or room, room)
 
     def _watch(
-        self, stop_bytes: tuple[bytes, ...], *, is_json: bool, publish: Publish | None
+        self, stop_bytes: tuple[bytes, ...], form: Structure | None, publish: Publish | None
     ) -> Callable[[int], Watcher] | None:
         """What ends a choice comes before what publishes it."""
         makers: list[Callable[[int], Watcher]] = []
-        if is_json:
-            grammar = self._grammars.compile(of_json_schema({"type": "object"}, _JSON_OBJECT), _JSON_OBJECT)
-            makers.append(lambda _: grammar.watcher())
+        if form is not None:
+            makers.append(lambda _: form.grammar.watcher())
         if stop_bytes:
             makers.append(lambda _: StopWatcher(stop_bytes, self._token_bytes))
         if publish is not None:
@@ -139,8 +158,11 @@ class Chat:
     def _choice(self, asked: Asked, completion: Completion) -> AnsweredChoice:
         """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced in the text."""
         written = stops.cut(b"".join([self._token_bytes[index] for index in completion.token_ids]), asked.stops)
+        text = written.decode("utf-8", "replace")
+        if asked.structure is not None and completion.finish_reason is FinishReason.STOP:
+            asked.structure.check(text)
         return AnsweredChoice(
-            text=written.decode("utf-8", "replace"),
+            text=text,
             finish_reason=completion.finish_reason.value,
             logprobs=logprobs_of(completion, self._tokenizer, text_bytes=len(written)),
         )
@@ -165,7 +187,7 @@ def _is_json(wanted: ChatCompletion) -> bool:
 
 
 def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
-    seed = int.from_bytes(_digest("seed", seed_text)[:8]) if wanted.seed is None else wanted.seed
+    seed = _seed(seed_text) if wanted.seed is None else wanted.seed
     return Sampling(
         seed=seed % 2**64,
         temperature=1.0 if wanted.temperature is None else wanted.temperature,
@@ -177,6 +199,10 @@ def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
         repetition_penalty=1.0 if wanted.repetition_penalty is None else wanted.repetition_penalty,
         logit_bias=tuple(wanted.biases.items()),
     )
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(_digest("seed", text)[:8])
 
 
 def _digest(purpose: str, seed_text: str) -> bytes:
