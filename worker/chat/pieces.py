@@ -15,7 +15,7 @@ from worker.chat.tools.beginning import Beginning
 class Publish(Protocol):
     """Takes text of a choice, before which there are `start` characters. Returns at once and does not raise."""
 
-    def __call__(self, choice: int, text: str, *, start: int) -> None: ...
+    def __call__(self, choice: int, text: str, *, start: int, is_thinking: bool = False) -> None: ...
 
 
 class Pieces:

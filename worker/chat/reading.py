@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile
+from typing import Final
 
 from worker.chat import stops
 from worker.chat.answer import AnsweredChoice
 from worker.chat.logprobs import logprobs_of
-from worker.chat.reasoning import Thoughts
+from worker.chat.reasoning import Split, Thoughts
 from worker.chat.tools.calls import BLANKS, Call
 from worker.chat.tools.families import Family
 from worker.chat.tools.offer import Offer
 from worker.engine import Completion, FinishReason
 from worker.model import Tokenizer
+
+_NO_THINKING: Final = Split((), tokens=0, start=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ def read(
     call_bytes: Sequence[bytes],
 ) -> AnsweredChoice:
     """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced in the text."""
-    thought, start = how.thoughts.split(completion.token_ids, tokenizer.token_bytes) if how.thoughts else (0, 0)
-    answer = _without(completion, start)
+    split = how.thoughts.split(completion.token_ids, tokenizer.token_bytes) if how.thoughts else _NO_THINKING
+    answer = _without(completion, split.start)
     written = _written(answer, how.stops, tokenizer.token_bytes)
     content: str | None = written.decode("utf-8", "replace")
     calls: list[Call] = []
@@ -47,8 +51,8 @@ def read(
         content=content,
         finish_reason=_reason(completion.finish_reason, how.offer if calls else None),
         logprobs=logprobs_of(answer, tokenizer, text_bytes=len(written)),
-        reasoning=_thinking(completion, thought, how, tokenizer),
-        reasoning_tokens=thought,
+        reasoning=_thinking(split.thinking, tokenizer),
+        reasoning_tokens=split.tokens,
         calls=_on_the_wire(calls, choice, how),
     )
 
@@ -67,14 +71,10 @@ def _written(completion: Completion, ends: Sequence[bytes], token_bytes: Sequenc
     return stops.cut(b"".join([token_bytes[index] for index in completion.token_ids]), ends)
 
 
-def _thinking(completion: Completion, tokens: int, how: Reading, tokenizer: Tokenizer) -> str | None:
-    """Without its tags."""
-    if how.thoughts is None:
-        return None
-    tags = (how.thoughts.tags.begin, how.thoughts.tags.end)
-    return (
-        tokenizer.decode([index for index in completion.token_ids[:tokens] if index not in tags]).strip(BLANKS) or None
-    )
+def _thinking(token_ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
+    """Without blanks around it."""
+    thought = dropwhile(lambda index: tokenizer.token_bytes[index].isspace(), token_ids)
+    return tokenizer.decode(list(thought)).rstrip(BLANKS) or None
 
 
 def _reason(reason: FinishReason, called: Offer | None) -> str:

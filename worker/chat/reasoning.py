@@ -38,31 +38,50 @@ class Thoughts:
     keeps_blanks: bool = False
     """Whether blanks before the answer are part of it: a grammar says itself where there may be some."""
 
-    def split(self, token_ids: Sequence[int], token_bytes: Sequence[bytes]) -> tuple[int, int]:
-        """How many tokens are thinking, its tags included, and where the answer begins behind them."""
-        thought = 0
-        if self.is_begun or (self.may_begin and token_ids[:1] == (self.tags.begin,)):
-            ends = [place for place, token_id in enumerate(token_ids) if token_id == self.tags.end]
-            thought = ends[0] + 1 if ends else len(token_ids)
-        start = thought
+    def split(self, token_ids: tuple[int, ...], token_bytes: Sequence[bytes]) -> "Split":
+        """What is thinking of an answer's tokens, and what is the answer."""
+        first = 0 if self.is_begun else 1
+        if not (self.is_begun or (self.may_begin and token_ids[:1] == (self.tags.begin,))):
+            return Split((), 0, self._answer_start(token_ids, 0, token_bytes))
+        end = token_ids.index(self.tags.end, first) if self.tags.end in token_ids[first:] else len(token_ids)
+        thought = min(end + 1, len(token_ids))
+        return Split(tuple(token_ids[first:end]), thought, self._answer_start(token_ids, thought, token_bytes))
+
+    def _answer_start(self, token_ids: Sequence[int], start: int, token_bytes: Sequence[bytes]) -> int:
         while not self.keeps_blanks and start < len(token_ids) and token_bytes[token_ids[start]].isspace():
             start += 1
-        return thought, start
+        return start
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An answer's tokens, taken apart."""
+
+    thinking: tuple[int, ...]
+    """Without the tags."""
+    tokens: int
+    """Those of the thinking, the tags counted."""
+    start: int
+    """Where the answer begins."""
 
 
 class Thinking:
-    """Shows another watcher what follows the thinking, and only that."""
+    """Shows a watcher of the answer what follows the thinking, and one of the thinking what is thought."""
 
-    def __init__(self, thoughts: Thoughts, answer: Watcher, tokenizer: Tokenizer, *, holds: bool) -> None:
+    def __init__(
+        self, thoughts: Thoughts, answer: Watcher, tokenizer: Tokenizer, *, holds: bool, thinking: Watcher | None = None
+    ) -> None:
         """`holds` says that the model may not end before it has answered."""
         self._thoughts = thoughts
         self._answer = answer
+        self._thinking = thinking
         self._tokenizer = tokenizer
         self._holds = holds
         self._is_first = not thoughts.is_begun
         self._is_thinking = thoughts.is_begun
         self._is_between = not thoughts.keeps_blanks
         self._thought = 0
+        self._has_thought = False
 
     def mask(self) -> Mask | None:
         """Free thinking, up to its longest; and it may begin where an answer may."""
@@ -79,8 +98,7 @@ class Thinking:
         if is_first and self._thoughts.may_begin and token_id == self._thoughts.tags.begin:
             self._is_thinking = True
         elif self._is_thinking:
-            self._thought += 1
-            self._is_thinking = token_id != self._thoughts.tags.end
+            self._think(token_id)
         elif not (self._is_between and self._tokenizer.token_bytes[token_id].isspace()):
             self._is_between = False
             return self._answer.accept(token_id)
@@ -89,6 +107,15 @@ class Thinking:
     def finish(self) -> None:
         """It is over for both."""
         self._answer.finish()
+        if self._thinking is not None:
+            self._thinking.finish()
+
+    def _think(self, token_id: int) -> None:
+        self._thought += 1
+        self._is_thinking = token_id != self._thoughts.tags.end
+        self._has_thought |= not self._tokenizer.token_bytes[token_id].isspace()
+        if self._thinking is not None and self._is_thinking and self._has_thought:
+            self._thinking.accept(token_id)
 
     def _thinking_mask(self) -> Mask | None:
         longest = self._thoughts.tokens_max

@@ -9,6 +9,7 @@ from worker.chat.pieces import Pieces, Publish
 from worker.chat.reasoning import Thinking, Thoughts
 from worker.chat.speech import Speech
 from worker.chat.stops import StopWatcher
+from worker.chat.tools.beginning import Beginning
 from worker.chat.tools.held import EitherGrammar, FromBeginning
 from worker.chat.tools.offer import Offer
 from worker.chat.watchers import Together
@@ -55,7 +56,15 @@ class Watching:
         answer = Together(parts)
         if thoughts is None:
             return answer
-        return Thinking(thoughts, answer, self.tokenizer, holds=self.hold.is_from_start)
+        aloud = self._thinking_aloud(choice)
+        return Thinking(thoughts, answer, self.tokenizer, holds=self.hold.is_from_start, thinking=aloud)
+
+    def _thinking_aloud(self, choice: int) -> Watcher | None:
+        """Blanks at the end of the thinking are not published: they are not told."""
+        if self.publish is None:
+            return None
+        publish = partial(self.publish, is_thinking=True)
+        return Pieces(publish, choice, (), self.tokenizer.token_bytes, Beginning((), only_first=False))
 
 
 def hold_of(offer: Offer | None, form: Grammar | None, speech: Speech, grammars: Grammars) -> Hold:

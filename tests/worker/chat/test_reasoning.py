@@ -192,23 +192,27 @@ def test_a_model_with_a_budget_answers(always_model: ModelFolder, always: Chat) 
     st.sampled_from([None, "a", "\n"]),
     st.booleans(),
 )
-def test_what_is_published_begins_the_content(always: Chat, qwen: Chat, parts: list[str], stop: str, one: bool) -> None:
+def test_what_is_published_begins_the_answer_and_is_its_thinking(
+    always: Chat, qwen: Chat, parts: list[str], stop: str | None, one: bool
+) -> None:
     chat = always if one else qwen
-    pieces: list[str] = []
-    asked = chat.prompt(
-        body(stop=stop),
-        seed_text="s",
-        created=CREATED,
-        publish=lambda choice, text, *, start: pieces.append(text),
-    )
+    said, thought = list[str](), list[str]()
+
+    def publish(choice: int, text: str, *, start: int, is_thinking: bool = False) -> None:
+        pieces = thought if is_thinking else said
+        assert start == len("".join(pieces))
+        pieces.append(text)
+
+    asked = chat.prompt(body(stop=stop), seed_text="s", created=CREATED, publish=publish)
     assert asked.prompt.watch is not None
     watcher, ids = asked.prompt.watch(0), list[int]()
     for index in ids_of(chat, "".join(parts)):
         ids.append(index)
         if not watcher.accept(index):
             break
-    content = json.loads(chat.answer(asked, [completion(ids)], created_at=1).body)["choices"][0]["message"]["content"]
-    assert content.startswith("".join(pieces))
+    message = json.loads(chat.answer(asked, [completion(ids)], created_at=1).body)["choices"][0]["message"]
+    assert message["content"].startswith("".join(said))
+    assert message.get("reasoning", "") == "".join(thought)
 
 
 # ---- what the template is told ----

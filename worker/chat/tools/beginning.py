@@ -43,7 +43,7 @@ class Beginning:
         held = self._held
         places = [place for opening in self._openings if (place := held.find(opening)) >= 0]
         self.has_come = bool(places)
-        place = min(places) if places else len(held) - max(_begun(held, opening) for opening in self._openings)
+        place = min(places) if places else len(held) - max((_begun(held, one) for one in self._openings), default=0)
         return held[len(held[:place].rstrip(_BLANKS)) :]
 
 

@@ -1,7 +1,6 @@
 """Calls as each family of models writes them: read, written again, held to a grammar, and told from a template."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -264,10 +263,3 @@ def test_a_template_tells_its_family(template: str, family: Family) -> None:
 @pytest.mark.parametrize("texts", ["<tool_call>\n<function=f>", "<tool_call>f\n<arg_key>a</arg_key>"])
 def test_a_template_whose_calls_nobody_reads_is_not_asked_to_write_tools(texts: str) -> None:
     assert not families.of_template(texts, knows_tools=True).by_template
-
-
-def test_a_template_of_a_folder_is_kept_for_tools(tmp_path: Path) -> None:
-    folder = tiny_model.write(tmp_path / "tiny")
-    assert folder.tool_template() is None
-    (folder.path / "chat_template_tools.jinja").write_text("{{ tools }}", "utf-8")
-    assert folder.tool_template() == "{{ tools }}"
