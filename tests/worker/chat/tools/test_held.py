@@ -1,15 +1,12 @@
-"""An answer that may call is held to a call from where one begins; and what is published of it is its content."""
+"""An answer that may call is held to a call from where one begins."""
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests import tiny_model
-from tests.worker.chat.asking import CREATED, ask, body, completion, said
+from tests.worker.chat.asking import ask, said
 from worker.chat import Chat
 from worker.chat.tools.beginning import Beginning
 from worker.engine import Watcher
@@ -114,55 +111,6 @@ def test_an_answer_in_a_format_may_call_instead(chat: Chat) -> None:
 
 def test_a_forced_call_does_not_have_the_format_of_answers(chat: Chat) -> None:
     assert allowed(watcher_of(chat, tools=LOOSE, tool_choice="required", **FORM), chat) == "<"
-
-
-# ---- what is published ----
-
-parts = st.lists(
-    st.sampled_from(
-        [
-            *("<tool_call>", "<tool_", "</tool_call>", '\n{"name": "f", "arguments": {}}\n', "[TOOL_CALLS]"),
-            *('[{"name": "f", "arguments": {}}]', "Hi", " ", "\n", "\u3000", "é", "{", "[", "<", "END"),
-        ]
-    ),
-    max_size=8,
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(parts, st.sampled_from(["chat", "mistral"]), st.sampled_from([None, "END", "\n"]), st.booleans())
-def test_what_is_published_begins_the_content_also_where_it_calls(
-    chat: Chat, mistral: Chat, parts: list[str], name: str, stop: str | None, is_parallel: bool
-) -> None:
-    one = {"chat": chat, "mistral": mistral}[name]
-    pieces: list[str] = []
-    asked = one.prompt(
-        body(stop=stop, tools=LOOSE, parallel_tool_calls=is_parallel),
-        seed_text="s",
-        created=CREATED,
-        publish=lambda choice, text, *, start: pieces.append(text),
-    )
-    assert asked.prompt.watch is not None
-    watcher, ids = asked.prompt.watch(0), list[int]()
-    for index in one._tokenizer.encode_template("".join(parts)):
-        ids.append(index)
-        if not watcher.accept(index):
-            break
-    [choice] = json.loads(one.answer(asked, [completion(ids)], created_at=1).body)["choices"]
-    assert (choice["message"]["content"] or "").startswith("".join(pieces))
-
-
-def test_a_forced_call_is_not_published(chat: Chat) -> None:
-    pieces: list[str] = []
-    asked = chat.prompt(
-        body(tools=LOOSE, tool_choice="required"),
-        seed_text="s",
-        created=CREATED,
-        publish=lambda choice, text, *, start: pieces.append(text),
-    )
-    assert asked.prompt.watch is not None
-    written(asked.prompt.watch(0), chat, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
-    assert pieces == []
 
 
 # ---- where calls begin ----
