@@ -144,7 +144,7 @@ class ChatCompletion(Strict):
 
     @field_validator("tools")
     @classmethod
-    def _stands_alone(cls, offered: Tools | None, info: ValidationInfo) -> Tools | None:
+    def _stands_without_functions(cls, offered: Tools | None, info: ValidationInfo) -> Tools | None:
         if offered and info.data.get("functions"):
             raise PydanticCustomError("tools_and_functions", "both")
         return offered
