@@ -99,6 +99,7 @@ class Pump:
         self._lock = threading.Lock()
         self._leasing = threading.Lock()
         self._look = threading.Event()
+        self._is_dry = False  # no chunk was ready when one had room
         self._takers = ThreadPoolExecutor(CHUNKS_MAX + DIRECT_MAX, thread_name_prefix="chunk")
         self._drain_until: float | None = None
 
@@ -107,6 +108,7 @@ class Pump:
 
         Where another thread is at it already, this only makes it look for what came new.
         """
+        self._is_dry = False
         self._look.set()
         while self._look.is_set() and self._leasing.acquire(blocking=False):
             try:
@@ -151,7 +153,9 @@ class Pump:
         """Lease the next chunk and have it answered; False if none is ready. Direct completions need no room."""
         with self._lock:
             is_full = len(self._works) >= CHUNKS_MAX + DIRECT_MAX
-        if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if self._has_room else direct.PRIORITY)) is None:
+        has_room = self._has_room
+        if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if has_room else direct.PRIORITY)) is None:
+            self._is_dry = has_room
             return False
         if (work := self._begin(lease)) is not None:
             self._takers.submit(self._answer, work)
@@ -246,11 +250,11 @@ class Pump:
             done, _ = wait(work.pending, timeout=self._settings.flush_seconds, return_when=FIRST_COMPLETED)
             for future in done:
                 self._take(work, future)
+            if not self._is_dry and self._has_room:
+                self._look.set()
             if len(work.answered) >= FLUSH_RESULTS or monotonic() - flushed_at >= self._settings.flush_seconds:
                 self._flush(work)
                 flushed_at = monotonic()
-                if self._has_room:
-                    self._look.set()
         if work.is_lost:
             return
         self._flush(work)

@@ -135,7 +135,7 @@ def test_lines_that_ask_the_same_are_computed_once_and_each_keeps_its_id(
 def test_a_long_line_of_a_chunk_does_not_keep_the_next_chunks_waiting(
     ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine
 ) -> None:
-    chunks, chunk_lines, long, short = 6, making.SETTINGS.chunk_lines, 100, 2
+    chunks, chunk_lines, long, short = 6, making.SETTINGS.chunk_lines, 400, 2
     lengths = ([long] + [short] * (chunk_lines - 1)) * chunks
     batch = making.ingest(
         ledger, [making.line(f"r{n}", max_tokens=tokens, ignore_eos=True) for n, tokens in enumerate(lengths)]
