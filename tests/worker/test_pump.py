@@ -190,7 +190,7 @@ def test_a_draining_pump_leases_nothing(ledger: Ledger, pump: Pump, owner: UUID)
 
 
 def test_a_line_given_back_unfinished_counts_no_crash(ledger: Ledger, pump: Pump, owner: UUID) -> None:
-    making.ingest(ledger, [making.line("r", max_tokens=1_000)])
+    making.ingest(ledger, [making.line("r", max_tokens=400)])
     work = claimed(pump, owner)
     pump._drain_until = 0.0  # the drain's time is over
     pump._answer(work)
