@@ -91,9 +91,19 @@ class Chat:
         return Answer(body, usage)
 
     def _tokens_max(self, wanted: ChatCompletion, prompt_tokens: int) -> int:
-        """The longest answer for which there is room; one token is the least."""
+        """The longest answer for which there is room; one token is the least. BadRequest, in OpenAI's words, for
+        more than there could be after any prompt.
+        """
         room = self._context_tokens - prompt_tokens
         asked = wanted.answer_tokens_max
+        if asked is not None and asked > self._context_tokens:
+            name = "max_completion_tokens" if wanted.max_completion_tokens else "max_tokens"
+            raise BadRequest(
+                f"{name} is too large: {asked}. This model supports at most {self._context_tokens} completion tokens, "
+                f"whereas you provided {asked}.",
+                code="invalid_value",
+                param=name,
+            )
         if room < 1:
             raise TooLong(context_tokens=self._context_tokens, prompt_tokens=prompt_tokens, answer_tokens=asked or 1)
         return min(asked or room, room)
