@@ -115,8 +115,8 @@ class GrammarWatcher:
         _refuse_if_lost(self._matcher)
         if self._matcher.is_stopped():
             return False
-        if self._forced:
-            self._forced.popleft()
+        if self._forced and self._forced.popleft() != token_id:
+            self._forced.clear()  # the same text in other tokens, which nobody chose by our mask
         self._next = self._known_next if self._forced else self._grammar.pool.submit(self._find_next).result
         return True
 

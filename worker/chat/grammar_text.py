@@ -45,9 +45,11 @@ def of_json_schema(schema: dict[str, object], place: Place) -> str:
         raise place.refusal(f"{error}.") from None
 
 
-def json_rule(schema: dict[str, object], place: Place) -> str:
-    """The right side of a rule, for a grammar in Lark of which the schema is a part."""
-    return f"%json {_text(schema, place)}"
+def json_rule(schema: dict[str, object], place: Place, *, is_strict: bool) -> str:
+    """The right side of a rule, for a grammar in Lark of which the schema is a part. Where it is not strict, what
+    the grammar cannot hold is let go.
+    """
+    return f"%json {_text(schema, place, is_strict=is_strict)}"
 
 
 def of_regex(pattern: str) -> str:
@@ -68,11 +70,11 @@ def of_lark(text: str, place: Place) -> str:
     return LLMatcher.grammar_from_lark(text)
 
 
-def _text(schema: dict[str, object], place: Place) -> str:
+def _text(schema: dict[str, object], place: Place, *, is_strict: bool = True) -> str:
     """With our options for llguidance, whatever stands there for it."""
     try:
         if (fault := schema_bounds.fault_of(schema)) is not None:
             raise place.refusal(fault)
-        return orjson.dumps(schema | {"x-guidance": _OPTIONS}).decode()
+        return orjson.dumps(schema | {"x-guidance": _OPTIONS | {"lenient": not is_strict}}).decode()
     except (RecursionError, orjson.JSONEncodeError):
         raise place.refusal("the schema is nested too deeply.") from None

@@ -174,7 +174,7 @@ def test_a_users_options_for_the_grammar_library_are_not_heard(grammars: Grammar
 
 
 def test_a_schema_has_its_place_in_a_larger_grammar(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    rule = grammar_text.json_rule({"const": {"a": 1}}, PLACE)
+    rule = grammar_text.json_rule({"const": {"a": 1}}, PLACE, is_strict=True)
     watcher = grammars.compile(f'start: "<call>" body "</call>"\nbody: {rule}', PLACE).watcher()
     ids = tokenizer.encode_plain('<call>{"a": 1}</call>')
     assert [watcher.accept(index) for index in ids] == [True] * (len(ids) - 1) + [False]
@@ -183,4 +183,8 @@ def test_a_schema_has_its_place_in_a_larger_grammar(grammars: Grammars, tokenize
 def test_text_round_trips(chat: Chat) -> None:
     """orjson keeps the order of a schema's properties, in which they are asked for."""
     schema: Schema = {"properties": {name: {} for name in "zay"}}
-    assert list(orjson.loads(grammar_text.json_rule(schema, PLACE).split(" ", 1)[1])["properties"]) == ["z", "a", "y"]
+    assert list(orjson.loads(grammar_text.json_rule(schema, PLACE, is_strict=True).split(" ", 1)[1])["properties"]) == [
+        "z",
+        "a",
+        "y",
+    ]
