@@ -23,7 +23,6 @@ from worker.engine import Engine, EngineSettings, Prompt, Watcher, load
 from worker.engine.sampling import Mask
 
 ROWS: Final = 32
-TOKENS: Final = 128
 WHEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 ITEM: Final = {
@@ -66,32 +65,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path(".gristmill/models"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     asked = parser.parse_args()
     folder = model.add("smollm2-135m", models_dir=asked.models)
     chat = Chat(folder, context_tokens=1024, fingerprint="benchmark")
     waits, takes, computes = list[float](), list[float](), list[float]()
-    free = [_prompt(chat, number) for number in range(ROWS)]
-    within = [_clocked(_prompt(chat, number, SCHEMA), waits, takes) for number in range(ROWS)]
+    free = [_prompt(chat, number, asked.tokens) for number in range(ROWS)]
+    within = [_clocked(_prompt(chat, number, asked.tokens, SCHEMA), waits, takes) for number in range(ROWS)]
     _on_the_clock(computes)
     with load(folder, EngineSettings(context_tokens_max=1024, slots_max=ROWS)) as engine:
         _seconds(engine, free)
-        rounds = [(_seconds(engine, free), _seconds(engine, within)) for _ in range(asked.rounds)]
-    for name, seconds in zip(("free", "json_schema"), zip(*rounds, strict=True), strict=True):
-        print(
-            f"{name:12} {' '.join(f'{one:6.2f}' for one in seconds)} s, {ROWS * TOKENS / median(seconds):6.1f} tokens/s"
-        )
+        rounds = [_round(engine, free, within) for _ in range(asked.rounds)]
     print(f"overhead     {median(two / one for one, two in rounds) - 1:+.1%}")
     for name, times in (("waited for", waits), ("taken", takes), ("computed", computes)):
         print(f"{name:12} {sum(times) / len(waits) * 1e6:6.0f} us a token, at most {max(times) * 1e3:.1f} ms")
 
 
-def _prompt(chat: Chat, number: int, schema: dict[str, object] | None = None) -> Prompt:
+def _prompt(chat: Chat, number: int, tokens: int, schema: dict[str, object] | None = None) -> Prompt:
     form = {} if schema is None else {"structured_outputs": {"json": schema}}
     content = f"List cats number {number} to {number + 100} as a JSON array of {json.dumps(ITEM)}"
     body = {
         "model": "smollm2-135m",
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": TOKENS,
+        "max_tokens": tokens,
         "ignore_eos": True,
         "temperature": 0.8,
         **form,
@@ -118,11 +114,18 @@ def _on_the_clock(computes: list[float]) -> None:
     GrammarWatcher._find_next = timed  # type: ignore[assignment]  # noqa: SLF001
 
 
+def _round(engine: Engine, free: list[Prompt], within: list[Prompt]) -> tuple[float, float]:
+    seconds = _seconds(engine, free), _seconds(engine, within)
+    print(f"free {seconds[0]:.2f} s, json_schema {seconds[1]:.2f} s", flush=True)
+    return seconds
+
+
 def _seconds(engine: Engine, prompts: list[Prompt]) -> float:
     began = perf_counter()
     completions = [future.result() for future in [engine.submit(prompt) for prompt in prompts]]
     seconds = perf_counter() - began
-    assert all(len(one.token_ids) == TOKENS for [one] in completions)
+    lengths = {len(one.token_ids) for [one] in completions}
+    assert lengths == {prompts[0].tokens_max}, "answers of other lengths say nothing"
     return seconds
 
 

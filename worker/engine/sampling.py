@@ -43,6 +43,13 @@ NO_TOKEN = -1
 
 _ATTEMPTS = 3
 
+_MOST = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1, bitorder="little"),
+    np.float32(np.inf),
+    np.float32(-np.inf),
+)
+"""For each byte of a mask, the most that its eight tokens' logits may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -100,20 +107,22 @@ class Draw:
 
 def allow_only(logits: Logits, mask: Mask) -> None:
     """Set the logits [vocabulary] of one row to -inf, in place, where the packed mask has a 0. Token i is bit
-    i % 32 of word i // 32 (the layout of llguidance); tokens past the mask's end are not allowed.
+    i % 32 of word i // 32 (the layout of llguidance); tokens past the mask's end are not allowed. An allowed NaN
+    becomes inf, which cannot be drawn either.
     """
-    allowed = np.unpackbits(mask.astype("<u4", copy=False).view(np.uint8), bitorder="little")
-    known = min(len(allowed), len(logits))
-    logits[:known][allowed[:known] == 0] = -np.inf
+    most = _MOST.take(mask.astype("<u4", copy=False).view(np.uint8), axis=0).reshape(-1)
+    known = min(len(most), len(logits))
+    np.fmin(logits[:known], most[:known], out=logits[:known])
     logits[known:] = -np.inf
 
 
 def only_token(mask: Mask) -> int | None:
     """The token that a packed mask allows, if it is one; None for none or several."""
-    words = np.flatnonzero(mask)
-    if len(words) != 1 or (word := int(mask[words[0]])) & (word - 1):
+    first = int((mask != 0).argmax())
+    word = int(mask[first])
+    if word == 0 or word & (word - 1) or mask[first + 1 :].any():
         return None
-    return int(words[0]) * 32 + word.bit_length() - 1
+    return first * 32 + word.bit_length() - 1
 
 
 def sample(logits: Logits, draws: Sequence[Draw | None]) -> npt.NDArray[np.int64]:
