@@ -8,7 +8,6 @@ that grows slower slows both.
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +15,10 @@ from statistics import median
 from time import perf_counter
 from typing import Final
 
+from llguidance import LLMatcher
+
 from worker import model
-from worker.chat import Chat
-from worker.chat.grammar import GrammarWatcher
+from worker.chat import Chat, grammar
 from worker.engine import Engine, EngineSettings, Prompt, Watcher, load
 from worker.engine.sampling import Mask
 
@@ -103,15 +103,15 @@ def _clocked(prompt: Prompt, waits: list[float], takes: list[float]) -> Prompt:
 
 def _on_the_clock(computes: list[float]) -> None:
     """Time the work of the pool."""
-    find: Callable[[GrammarWatcher], Mask] = GrammarWatcher._find_next  # noqa: SLF001
+    find = grammar._allowed  # noqa: SLF001
 
-    def timed(watcher: GrammarWatcher) -> Mask:
+    def timed(matcher: LLMatcher) -> Mask:
         began = perf_counter()
-        mask = find(watcher)
+        mask = find(matcher)
         computes.append(perf_counter() - began)
         return mask
 
-    GrammarWatcher._find_next = timed  # type: ignore[assignment]  # noqa: SLF001
+    grammar._allowed = timed  # noqa: SLF001
 
 
 def _round(engine: Engine, free: list[Prompt], within: list[Prompt]) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Final
@@ -64,7 +64,7 @@ class Grammars:
         if matcher.is_error():
             return _reason(matcher.get_error())
         try:
-            return Grammar(matcher, (self._tokenizer.vocab_size + 31) // 32, self._pool)
+            return Grammar(matcher, self._pool)
         except NothingToSample:
             return "no text satisfies it."
 
@@ -72,36 +72,26 @@ class Grammars:
 class Grammar:
     """One grammar over one model's tokens, with what may come first."""
 
-    def __init__(self, matcher: LLMatcher, words: int, pool: ThreadPoolExecutor) -> None:
-        self.pool = pool
+    def __init__(self, matcher: LLMatcher, pool: ThreadPoolExecutor) -> None:
         self._matcher = matcher
-        self._words = words
-        self._first_forced = _forced(matcher)
-        self._first = self.only(self._first_forced[0]) if self._first_forced else _allowed(matcher)
+        self._pool = pool
+        self._first = _allowed(matcher)
 
     def watcher(self) -> "GrammarWatcher":
         """The watcher of one choice."""
-        return GrammarWatcher(self, self._matcher.deep_copy(), self._first_forced, self._first)
-
-    def only(self, token_id: int) -> Mask:
-        """The mask that allows one token."""
-        mask = np.zeros(self._words, np.uint32)
-        mask[token_id // 32] = 1 << token_id % 32
-        return mask
+        return GrammarWatcher(self._matcher.deep_copy(), self._first, self._pool)
 
 
 class GrammarWatcher:
     """Keeps one choice within a grammar and ends it when the grammar is complete.
 
-    What may follow a token is found out in the pool, while the engine runs its step. Where the grammar leaves
-    only one text to go on with, its tokens are those of the model's own tokenizer.
+    What may follow a token is found out in the pool, while the engine runs its step. Where only one text can follow,
+    its tokens are those of the model's own tokenizer, and each is the only one allowed.
     """
 
-    def __init__(self, grammar: Grammar, matcher: LLMatcher, forced: Iterable[int], first: Mask) -> None:
-        self._grammar = grammar
+    def __init__(self, matcher: LLMatcher, first: Mask, pool: ThreadPoolExecutor) -> None:
         self._matcher = matcher
-        self._forced = deque(forced)
-        """The tokens that must come next, as far as they are known."""
+        self._pool = pool
         self._next: Callable[[], Mask] = lambda: first
 
     def mask(self) -> Mask:
@@ -115,20 +105,11 @@ class GrammarWatcher:
         _refuse_if_lost(self._matcher)
         if self._matcher.is_stopped():
             return False
-        if self._forced and self._forced.popleft() != token_id:
-            self._forced.clear()  # the same text in other tokens, which nobody chose by our mask
-        self._next = self._known_next if self._forced else self._grammar.pool.submit(self._find_next).result
+        self._next = self._pool.submit(_allowed, self._matcher).result
         return True
 
     def finish(self) -> None:
         """The matcher goes with its watcher."""
-
-    def _known_next(self) -> Mask:
-        return self._grammar.only(self._forced[0])
-
-    def _find_next(self) -> Mask:
-        self._forced.extend(_forced(self._matcher))
-        return self._known_next() if self._forced else _allowed(self._matcher)
 
 
 def _limits() -> LLParserLimits:
@@ -142,12 +123,6 @@ def _limits() -> LLParserLimits:
         max_lexer_states=20_000,
         verbose_errors=False,
     )
-
-
-def _forced(matcher: LLMatcher) -> Sequence[int]:
-    """The tokens of the only text that can follow. Bytes that the vocabulary lacks would be left out of them."""
-    token_ids = matcher.compute_ff_tokens()
-    return token_ids[: matcher.validate_tokens(token_ids)]
 
 
 def _allowed(matcher: LLMatcher) -> Mask:

@@ -154,6 +154,22 @@ def test_a_text_cut_where_its_body_says_so_is_not_checked(chat: Chat, stop: dict
     assert answer(chat, ask(chat, **schema(CAT), **stop), '{"name": "Tom"') == '{"name": "Tom"'
 
 
+LOOK = {"tools": [{"type": "function", "function": {"name": "look"}}]}
+
+
+def test_a_call_is_not_the_answer_that_was_asked_for(chat: Chat) -> None:
+    ids = chat._tokenizer.encode_plain('<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>')
+    asked = ask(chat, **schema(CAT), **LOOK)
+    [choice] = json.loads(chat.answer(asked, [completion(ids)], created_at=1).body)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    with pytest.raises(Missed):
+        answer(chat, asked, "I will have a look")
+
+
+def test_an_answer_that_must_be_a_call_is_asked_for_nothing_else(chat: Chat) -> None:
+    assert ask(chat, **schema(CAT), **LOOK, tool_choice="required").structure is None
+
+
 # ---- asked again ----
 
 
