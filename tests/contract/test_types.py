@@ -52,7 +52,7 @@ BODIES = [
 ]
 EXTENSIONS = {
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
-    *("chat_template_kwargs", "thinking_token_budget"),
+    *("chat_template_kwargs", "thinking_token_budget", "structured_outputs"),
 }
 THOUGHTS = {"reasoning_content", "reasoning"}  # what other servers tell beside what OpenAI does
 

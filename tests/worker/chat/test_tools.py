@@ -251,12 +251,21 @@ def test_a_mark_that_is_a_control_token_is_read(mistral: Chat) -> None:
 # ---- what is refused ----
 
 
+def strict(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "f", "strict": True, "parameters": schema}}]
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "code"),
     [
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_value"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "tools[0].function.parameters",
+            "invalid_function_parameters",
+        ),
+        (
+            {"tools": strict({"type": "object"})},
             "tools[0].function.parameters",
             "invalid_function_parameters",
         ),
@@ -295,9 +304,10 @@ def test_a_mark_that_is_a_control_token_is_read(mistral: Chat) -> None:
             "unsupported_value",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {
-                "type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}}}],
-             "tool_choice": "required"},
+            {
+                "tools": strict({**WEATHER["parameters"], "properties": {"city": {"uniqueItems": True}}}),
+                "tool_choice": "required",
+            },
             "tools",
             "invalid_function_parameters",
         ),
