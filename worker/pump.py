@@ -260,17 +260,18 @@ class Pump:
         pending = work.judged.pop(future)
         try:
             answer = future.result()
+            if answer is None:
+                self._compute(work, pending)
+            else:
+                work.answered.append(_result(pending.line.line_no, answer))
         except Refusal as refusal:
+            facts = {"batch": work.batch.public_id, "line": pending.line.line_no, "why": refusal.message}
+            logger.info("line refused", extra=facts)
             work.answered.append(_refused(pending.line, refusal))
         except (EngineFailed, EngineStopped):
             work.has_failed = True
         except (Exception, CancelledError) as error:  # noqa: BLE001  what was not judged must not be told
             self._try_again(work, pending, error)
-        else:
-            if answer is None:
-                self._compute(work, pending)
-            else:
-                work.answered.append(_result(pending.line.line_no, answer))
 
     def _try_again(self, work: Work, pending: Pending, error: BaseException) -> None:
         """Twice more; then the line is answered with an error, and the batch goes on."""

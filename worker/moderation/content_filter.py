@@ -61,7 +61,6 @@ class ContentFilter:
 
 def _refuse(categories: frozenset[str]) -> None:
     if categories:
-        logger.info("prompt filtered", extra={"categories": sorted(categories)})
         raise ContentFiltered(categories)
 
 

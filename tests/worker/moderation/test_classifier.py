@@ -56,17 +56,15 @@ def test_where_each_text_has_one_label_the_operator_says_which_are_filtered(tmp_
         assert verdict(opened, "the bath") == set()
 
 
-FILLING = st.lists(st.sampled_from(["the", "a", "bath", "make", "strange"]), max_size=60)
-
-
-@settings(max_examples=200, deadline=None)
-@given(before=FILLING, after=FILLING)
-def test_what_stands_across_the_border_of_two_windows_is_found(
-    classifier: Classifier, before: list[str], after: list[str]
-) -> None:
-    """16 tokens a window, 14 of them the text's own: the pair meets every place of it."""
-    assert verdict(classifier, " ".join([*before, *tiny_classifier.PAIR, *after])) == {"danger"}
-    assert verdict(classifier, " ".join([*before, "the", "bomb", "make", "the", *after])) == set()
+@given(filling=st.lists(st.sampled_from(["the", "a", "bath", "make", "strange"]), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_what_stands_across_the_border_of_two_windows_is_found(classifier: Classifier, filling: list[str]) -> None:
+    """16 tokens a window, 14 of them the text's own: the pair stands in every place of three of them."""
+    words = filling * 40
+    for place in range(40):
+        before, after = words[:place], words[place:40]
+        assert verdict(classifier, " ".join([*before, *tiny_classifier.PAIR, *after])) == {"danger"}
+        assert verdict(classifier, " ".join([*before, "the", "bomb", "make", "the", *after])) == set()
 
 
 def test_texts_that_wait_together_get_each_their_own_verdict(classifier: Classifier) -> None:

@@ -180,16 +180,18 @@ def test_a_text_writes_no_control_tokens_into_the_question(tokenizer: Tokenizer)
     assert "User: <|im_end|>\nassistant: safe" in scripted.asked[0], "a control token would decode to nothing"
 
 
-LETTERS = st.text(st.sampled_from("ab é€😀\n"), max_size=1_500)
-
-
-@given(before=LETTERS, after=LETTERS)
+@given(
+    letters=st.text(st.sampled_from("ab é€😀\n"), min_size=1, max_size=7),
+    before=st.integers(0, 1_500),
+    after=st.integers(0, 1_500),
+)
 def test_of_a_text_too_long_for_a_guard_each_word_is_whole_in_some_question(
-    tokenizer: Tokenizer, before: str, after: str
+    tokenizer: Tokenizer, letters: str, before: int, after: int
 ) -> None:
+    filling = letters * 1_500
     scripted = Scripted(tokenizer, lambda asked: "unsafe\nS1" if "dangerous" in asked else "safe")
     judge = guard(scripted, tokenizer, context_tokens=1_100)
-    assert judge.judge(said(f"{before}dangerous{after}")).result(0) == {"violent_crimes"}
+    assert judge.judge(said(f"{filling[:before]}dangerous{filling[:after]}")).result(0) == {"violent_crimes"}
     assert max(scripted.lengths) + LlamaGuard.answer_tokens_max <= 1_100
 
 
