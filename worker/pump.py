@@ -369,7 +369,7 @@ class Pump:
 
 def _result(line_no: int, answer: Answer) -> Result:
     used = answer.usage
-    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens, used.reasoning_tokens)
     return Result(line_no, 200, answer.body, usage)
 
 
