@@ -58,7 +58,7 @@ BODIES = [
 ]
 EXTENSIONS = {
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
-    *("chat_template_kwargs", "thinking_token_budget"),
+    *("chat_template_kwargs", "thinking_token_budget", "structured_outputs"),
 }
 
 
