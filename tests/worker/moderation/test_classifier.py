@@ -130,6 +130,11 @@ def test_a_classifier_that_has_ended_judges_nothing(folder: Path) -> None:
     ("name", "content", "fault"),
     [
         ("config.json", b"{}", "config.json: id2label Field required"),
+        (
+            "config.json",
+            b'{"id2label": {"0": "a"}, "max_position_embeddings": 1}',
+            "max_position_embeddings Input should",
+        ),
         ("config.json", None, "No such file"),
         ("config.json", b"[", "config.json: Invalid JSON"),
         ("tokenizer.json", b"{}", "."),
