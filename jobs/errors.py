@@ -7,6 +7,7 @@
     ├── Unauthenticated       401
     ├── Forbidden             403
     ├── NotFound              404
+    ├── TimedOut              408  worth a retry
     ├── Conflict              409  never worth a retry
     ├── TooLarge              413
     ├── UnsupportedType       415
@@ -82,6 +83,12 @@ class NotFound(Refusal):
     """Unknown, or somebody else's: the two are never told apart."""
 
     status = 404
+
+
+class TimedOut(Refusal):
+    """The client did not send what it began to."""
+
+    status = 408
 
 
 class Conflict(Refusal):

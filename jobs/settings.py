@@ -53,6 +53,9 @@ class Settings(BaseModel):
     watchdog_seconds: float = Field(
         120, gt=0, description="A model that makes no progress for this long ends its worker."
     )
+    requests_at_once: int = Field(
+        1_024, ge=1, description="Requests an API process answers at the same time; more are told to come again."
+    )
     requests_per_minute: int = Field(12_000, ge=1, description="Requests a minute that each key may make.")
     uploads_at_once: int = Field(16, ge=1, description="Uploads that each key may have under way.")
     open_batches: int = Field(1_000, ge=1, description="Batches of each key that have not ended.")

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # a worker that hears no hint looks for itself: the broker may be gone
 IO_THREADS = 2
-DIRECT_THREADS = 4  # beside the pumps, for direct completions
+PUMP_THREADS = 2  # one leases, the other makes it look
 EXIT_STUCK = 70
 
 
@@ -120,7 +120,8 @@ class Process:
         logger.info("model loaded", extra={"model": name, "slots": inference.slots})
         self._every(self.settings.heartbeat_seconds, lambda: self._beat_and_watch(pump, engines), "heartbeat")
         self._every(LOOK_SECONDS, lambda: pump.run(self.owner), "look")
-        self._run_celery(app, model_queue(name), pump.chunks_max + DIRECT_THREADS, pump.drain)
+        self._run_celery(app, model_queue(name), PUMP_THREADS, pump.drain)
+        pump.close()
 
     def _run_celery(self, app: Celery, queue: str, threads: int, drain: Callable[[], None]) -> None:
         """Run the Celery worker in this thread; on a signal drain, then take everything down."""

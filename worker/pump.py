@@ -1,13 +1,15 @@
 """Lease, answer, flush: where the ledger and the engine meet, and the only place.
 
-Several pumps run in one process and share one engine, so it goes on while a chunk's last lines finish.
+One thread leases; each leased chunk has a thread that asks its lines and takes the answers. So many lines are
+leased that the engine always has some that wait, however long a chunk's last line takes.
 """
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
@@ -39,6 +41,9 @@ LOWEST_PRIORITY = 32_767
 FLUSH_RESULTS = 32
 TRIES = 3
 STORE_AGAIN_SECONDS = 2.0
+LOOK_SECONDS = 1.0  # while chunks are answered and no hint comes
+CHUNKS_MAX = 32
+DIRECT_MAX = 16  # completions outside batches, beside the chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,22 @@ class Work:
 
     lease: Lease
     batch: Batch
+    unasked: deque[Line]
     pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
     judged: dict[Future[None] | Future[Answer], Pending] = field(default_factory=dict)
     """Lines in the filter's hands: a prompt may be asked once nothing came, an answer comes as it may be sent."""
     answered: list[Result] = field(default_factory=list)
     is_lost: bool = False
     has_failed: bool = False
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.lease.batch_id, self.lease.first_position, self.lease.epoch
+
+    @property
+    def lines(self) -> int:
+        """How many are not answered."""
+        return len(self.unasked) + len(self.pending) + len(self.judged)
 
     @property
     def open(self) -> list[Future[Any]]:
@@ -96,32 +111,36 @@ class Pump:
         self._settings = settings
         self._publisher = publisher if content_filter is None else None  # nothing is shown before it is judged
         self._filter = content_filter
-        # Enough chunks in flight that the engine never waits for one to end.
-        self.chunks_max = max(2, -(-2 * engine.slots // settings.chunk_lines))
-        self._permits = threading.BoundedSemaphore(self.chunks_max)
+        self._lines_max = max(2 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._works: dict[tuple[int, int, int], Work] = {}
         self._lock = threading.Lock()
+        self._leasing = threading.Lock()
+        self._look = threading.Event()
+        self._is_dry = False  # no chunk was ready when one had room
+        self._takers = ThreadPoolExecutor(CHUNKS_MAX + DIRECT_MAX, thread_name_prefix="chunk")
         self._drain_until: float | None = None
 
     def run(self, owner: Callable[[], UUID]) -> None:
-        """Lease and answer until nothing is ready, or the process drains. Any number may run at once.
+        """Lease and answer until nothing is ready and all is answered, or the process drains.
 
-        Direct completions go first and need no permit, so they never wait behind a chunk of a batch.
+        Where another thread is at it already, this only makes it look for what came new.
         """
-        while self._takes_work and (lease := self._claim(owner(), direct.PRIORITY)):
-            self._answer(lease)
-        while self._takes_work and self._permits.acquire(blocking=False):
+        self._is_dry = False
+        self._look.set()
+        while self._look.is_set() and self._leasing.acquire(blocking=False):
             try:
-                lease = self._claim(owner(), LOWEST_PRIORITY)
-                if lease is None:
-                    return
-                self._answer(lease)
+                self._lease_until_dry(owner)
             finally:
-                self._permits.release()
+                self._leasing.release()
+
+    def close(self) -> None:
+        """Wait for what is being answered; after `drain` that is not long."""
+        self._takers.shutdown()
 
     def drain(self) -> None:
         """Lease nothing more; what is begun may finish for the drain's time, and is then given back."""
         self._drain_until = monotonic() + self._settings.drain_seconds
+        self._look.set()
 
     def held(self) -> set[tuple[int, int, int]]:
         """The leases being answered, as (batch, position, epoch)."""
@@ -137,6 +156,27 @@ class Pump:
     @property
     def _takes_work(self) -> bool:
         return self._drain_until is None and self._engine.is_alive
+
+    def _lease_until_dry(self, owner: Callable[[], UUID]) -> None:
+        self._look.clear()
+        while self._takes_work or self._works:
+            if not (self._takes_work and self._lease(owner())):
+                if not self._works:
+                    return
+                self._look.wait(LOOK_SECONDS)
+            self._look.clear()
+
+    def _lease(self, owner: UUID) -> bool:
+        """Lease the next chunk and have it answered; False if none is ready. Direct completions need no room."""
+        with self._lock:
+            is_full = len(self._works) >= CHUNKS_MAX + DIRECT_MAX
+        has_room = self._has_room
+        if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if has_room else direct.PRIORITY)) is None:
+            self._is_dry = has_room
+            return False
+        if (work := self._begin(lease)) is not None:
+            self._takers.submit(self._answer, work)
+        return True
 
     def _claim(self, owner: UUID, priority_max: int) -> Lease | None:
         def claim(connection: sqlalchemy.Connection) -> Lease | None:
@@ -154,27 +194,41 @@ class Pump:
 
         return database.run_autocommit(self._ledger, claim)
 
-    def _answer(self, lease: Lease) -> None:
+    def _begin(self, lease: Lease) -> Work | None:
+        """The work of a lease; None if its batch is gone."""
         batch, lines = database.run_autocommit(
             self._ledger, lambda c: (batches.by_id(c, lease.batch_id), leases.unanswered(c, lease))
         )
         if batch is None:
-            return
-        key = (lease.batch_id, lease.first_position, lease.epoch)
-        work = Work(lease, batch)
+            return None
+        facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
+        logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
+        work = Work(lease, batch, deque(lines))
         with self._lock:
-            self._works[key] = work
+            self._works[work.key] = work
+        return work
+
+    def _answer(self, work: Work) -> None:
+        """Ask a chunk's lines, and store what they are answered with. What goes wrong here costs the lease, no more."""
         try:
-            facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
-            logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
-            for line in lines:
-                self._submit(work, line)
+            while work.unasked:
+                self._submit(work, work.unasked.popleft())
             self._collect(work)
+        except Exception:
+            logger.exception("chunk given up", extra={"batch": work.batch.public_id})
         finally:
             with self._lock:
-                del self._works[key]
+                del self._works[work.key]
             for future in work.open:
                 future.cancel()
+            self._look.set()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the engine would have few enough lines with another chunk."""
+        with self._lock:
+            lines = sum(work.lines for work in self._works.values())
+            return lines + self._settings.chunk_lines <= self._lines_max and len(self._works) < CHUNKS_MAX
 
     def _submit(self, work: Work, line: Line) -> None:
         """Hand a line to the engine; a line that cannot be asked is answered with its refusal."""
@@ -221,6 +275,8 @@ class Pump:
             for future in done:
                 take = self._take if future in work.pending else self._take_judged
                 take(work, future)
+            if not self._is_dry and self._has_room:
+                self._look.set()
             if len(work.answered) >= FLUSH_RESULTS or monotonic() - flushed_at >= self._settings.flush_seconds:
                 self._flush(work)
                 flushed_at = monotonic()
@@ -313,7 +369,7 @@ class Pump:
 
 def _result(line_no: int, answer: Answer) -> Result:
     used = answer.usage
-    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens, used.reasoning_tokens)
     return Result(line_no, 200, answer.body, usage)
 
 

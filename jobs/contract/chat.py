@@ -58,8 +58,8 @@ class StreamOptions(Strict):
 class ChatCompletion(Strict):
     """The body of a chat completion.
 
-    Extensions that other servers share: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos` and
-    `stop_token_ids`.
+    Extensions that other servers share: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`,
+    `stop_token_ids`, `chat_template_kwargs` and `thinking_token_budget`.
     """
 
     model: Annotated[str, Field(min_length=1)]
@@ -105,6 +105,8 @@ class ChatCompletion(Strict):
     moderation: dict[str, object] | None = None
     web_search_options: dict[str, object] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     user: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     safety_identifier: Annotated[str, Field(max_length=limits.SAFETY_IDENTIFIER_CHARACTERS_MAX)] | None = None
@@ -129,6 +131,23 @@ class ChatCompletion(Strict):
         if missing := tools.absent(choice, offered):
             raise PydanticCustomError("absent_tool", "no such tool", {"sort": missing[0], "tool": missing[1]})
         return choice
+
+    @field_validator("function_call")
+    @classmethod
+    def _names_an_offered_function(
+        cls, choice: Literal["none", "auto"] | Named | None, info: ValidationInfo
+    ) -> Literal["none", "auto"] | Named | None:
+        offered: list[Function] = info.data.get("functions") or []
+        if isinstance(choice, Named) and choice.name not in {function.name for function in offered}:
+            raise PydanticCustomError("absent_function", "no such function", {"function": choice.name})
+        return choice
+
+    @field_validator("tools")
+    @classmethod
+    def _stands_without_functions(cls, offered: Tools | None, info: ValidationInfo) -> Tools | None:
+        if offered and info.data.get("functions"):
+            raise PydanticCustomError("tools_and_functions", "both")
+        return offered
 
     @field_validator("parallel_tool_calls")
     @classmethod
@@ -164,6 +183,11 @@ class ChatCompletion(Strict):
     def answer_tokens_max(self) -> int | None:
         """The longest answer asked for; `max_completion_tokens` wins over the older name."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def thinking_tokens_max(self) -> int | None:
+        """The longest thinking asked for; -1 asks for none."""
+        return None if self.thinking_token_budget == -1 else self.thinking_token_budget
 
     @property
     def biases(self) -> dict[int, float]:

@@ -43,6 +43,9 @@ class AnsweredMessage(Open):
     refusal: str | None = None
     annotations: list[dict[str, object]] | None = None
     tool_calls: list[dict[str, object]] | None = None
+    function_call: dict[str, object] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ContentFilterResult(Open):
@@ -82,6 +85,9 @@ class Delta(BaseModel):
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[dict[str, object]] | None = None
+    function_call: dict[str, object] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChunkChoice(BaseModel):

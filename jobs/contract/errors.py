@@ -14,6 +14,8 @@ from jobs.errors import BadRequest, Refusal
 RULES = {  # between parameters; told without a code
     "needs_tools": "Invalid value for '{path}': '{path}' is only allowed when 'tools' are specified.",
     "absent_tool": "Invalid value for '{path}': no {sort} named '{tool}' was specified in the 'tools' parameter.",
+    "absent_function": "Invalid value for '{path}': no function named '{function}' was specified in 'functions'.",
+    "tools_and_functions": "Invalid value for '{path}': '{path}' is not allowed when 'functions' are specified.",
     "no_token_id": "Invalid key in '{path}': {key}. You should only be submitting non-negative integers.",
     "min_above_max": "Invalid '{path}': {found} is more than the longest answer asked for, which is {most} tokens.",
     "needs_logprobs": "The '{path}' parameter is only allowed when 'logprobs' is enabled.",

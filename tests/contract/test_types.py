@@ -40,18 +40,26 @@ ANSWERS = [
 LEFT_OUT = {  # what OpenAI leaves out too where it has no value, and here it has none
     "ChatCompletion": {"metadata", "moderation"},
     "ChatCompletionChunk": {"moderation", "obfuscation"},
-    "ChatCompletionMessage": {"audio", "function_call"},
-    "ChoiceDelta": {"audio", "function_call"},
+    "ChatCompletionMessage": {"audio"},
+    "ChoiceDelta": {"audio"},
     "PromptTokensDetails": {"cache_write_tokens", "image_tokens", "text_tokens"},
     "CompletionTokensDetails": {"text_tokens"},
 }
-ADDED = {"Choice": {"content_filter_results"}}  # by Azure, of what a filter has withheld
+THOUGHTS = {"reasoning_content", "reasoning"}  # by DeepSeek and by vLLM, of models that think
+ADDED = {
+    "AnsweredMessage": THOUGHTS,
+    "Delta": THOUGHTS,
+    "Choice": {"content_filter_results"},  # by Azure, of what a filter has withheld
+}
 BODIES = [
     (batch_create_params.BatchCreateParams, batch.CreateBatch),
     (upload_create_params.UploadCreateParams, upload.CreateUpload),
     (upload_complete_params.UploadCompleteParams, upload.CompleteUpload),
 ]
-EXTENSIONS = {"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"}
+EXTENSIONS = {
+    *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
+    *("chat_template_kwargs", "thinking_token_budget"),
+}
 
 
 def literals(annotation: Any) -> set[str]:

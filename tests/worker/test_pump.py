@@ -19,7 +19,7 @@ from tests import tiny_model
 from tests.jobs import making
 from worker import engine
 from worker.chat import Chat
-from worker.pump import Pump
+from worker.pump import Pump, Work
 
 
 class Heard:
@@ -47,6 +47,14 @@ def pump(ledger: Ledger, inference: engine.Engine, tmp_path: Path) -> Pump:
 @pytest.fixture
 def owner(ledger: Ledger) -> UUID:
     return making.worker(ledger)
+
+
+def claimed(pump: Pump, owner: UUID) -> Work:
+    lease = pump._claim(owner, 32_767)
+    assert lease is not None
+    work = pump._begin(lease)
+    assert work is not None
+    return work
 
 
 def bodies(ledger: Ledger) -> dict[int, dict[str, object]]:
@@ -124,6 +132,20 @@ def test_lines_that_ask_the_same_are_computed_once_and_each_keeps_its_id(
     assert (len(set(answers[:5])), len(set(answers[5:]))) == (1, 1)
 
 
+def test_a_long_line_of_a_chunk_does_not_keep_the_next_chunks_waiting(
+    ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine
+) -> None:
+    chunks, chunk_lines, long, short = 6, making.SETTINGS.chunk_lines, 400, 2
+    lengths = ([long] + [short] * (chunk_lines - 1)) * chunks
+    batch = making.ingest(
+        ledger, [making.line(f"r{n}", max_tokens=tokens, ignore_eos=True) for n, tokens in enumerate(lengths)]
+    )
+    assert making.scalar(ledger, "SELECT count(*) FROM chunk") == chunks
+    pump.run(lambda: owner)
+    assert making.fetch(ledger, batch).completed == len(lengths)
+    assert inference.progress.steps < 2 * long, "a chunk or two at a time take three times as long as their long lines"
+
+
 def test_answers_wait_for_a_disk_with_room(
     ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,18 +190,16 @@ def test_a_draining_pump_leases_nothing(ledger: Ledger, pump: Pump, owner: UUID)
 
 
 def test_a_line_given_back_unfinished_counts_no_crash(ledger: Ledger, pump: Pump, owner: UUID) -> None:
-    making.ingest(ledger, [making.line("r", max_tokens=1_000)])
-    lease = pump._claim(owner, 32_767)
-    assert lease is not None
+    making.ingest(ledger, [making.line("r", max_tokens=400)])
+    work = claimed(pump, owner)
     pump._drain_until = 0.0  # the drain's time is over
-    pump._answer(lease)
+    pump._answer(work)
     assert making.scalar(ledger, "SELECT crashes FROM chunk WHERE state = 'ready'") == 0
 
 
 def test_a_batch_cancelled_under_way_gets_no_more_results(ledger: Ledger, pump: Pump, owner: UUID) -> None:
     batch = making.ingest(ledger, [making.line("r", max_tokens=2)])
-    lease = pump._claim(owner, 32_767)
-    assert lease is not None
+    work = claimed(pump, owner)
     database.run(ledger, lambda c: batches.cancel(c, batch.project_id, batch.public_id))
-    pump._answer(lease)
+    pump._answer(work)
     assert bodies(ledger) == {}

@@ -1,26 +1,29 @@
 """The body of a chat completion becomes a prompt for the engine, and the engine's tokens its answer."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import orjson
 
 from jobs.contract import chat
 from jobs.contract.chat import ChatCompletion
-from jobs.contract.messages import Message
 from jobs.errors import BadRequest, TooLong
-from worker.chat import stops
+from worker.chat import reading
 from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
-from worker.chat.grammar import JsonObjects
-from worker.chat.logprobs import logprobs_of
-from worker.chat.pieces import Pieces, Publish
-from worker.chat.stops import StopWatcher
-from worker.chat.template import Template
-from worker.chat.watchers import Together
-from worker.engine import Completion, Prompt, Sampling, Watcher
+from worker.chat.grammar import Grammar, Grammars
+from worker.chat.grammar_text import Place, of_json_schema
+from worker.chat.pieces import Publish
+from worker.chat.reading import Reading
+from worker.chat.speech import Speech
+from worker.chat.tools import offer as offers
+from worker.chat.watching import Watching, hold_of
+from worker.engine import Completion, Prompt, Sampling
 from worker.model import ModelFolder
+
+_JSON_OBJECT = Place("response_format", code="invalid_value", param="response_format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +33,19 @@ class Asked:
     prompt: Prompt
     answer_id: str
     model: str
-    stops: tuple[bytes, ...]
+    reading: Reading
 
 
 class Chat:
     """Speaks for one model; built once in a process, safe to use from several threads."""
 
     def __init__(self, model: ModelFolder, *, context_tokens: int, fingerprint: str) -> None:
-        manifest = model.manifest
         self._context_tokens = context_tokens
         self._fingerprint = fingerprint
         self._tokenizer = model.tokenizer()
-        self._token_bytes = self._tokenizer.token_bytes
         self._stop_token_ids = frozenset(self._tokenizer.eos_token_ids)
-        self._objects = JsonObjects(self._tokenizer)
-        self._template = Template(model.chat_template(), bos_token=manifest.bos_token, eos_token=manifest.eos_token)
+        self._grammars = Grammars(self._tokenizer)
+        self._speech = Speech(model, self._tokenizer)
 
     def prompt(
         self, body: dict[str, object], *, seed_text: str, created: datetime, publish: Publish | None = None
@@ -56,8 +57,12 @@ class Chat:
         """
         wanted = _read(body)
         self._refuse_unknown_tokens(wanted)
-        token_ids = self._token_ids(wanted, created)
+        offer = offers.of(wanted)
+        token_ids = self._speech.prompt_ids(wanted, offer, created)
+        hold = hold_of(offer, self._form(wanted), self._speech, self._grammars)
+        thoughts = self._speech.thoughts(token_ids, wanted.thinking_tokens_max, is_held=hold.is_from_start)
         stop_bytes = tuple(stop.encode() for stop in wanted.stops)
+        watching = Watching(self._tokenizer, self._speech, offer, hold, stop_bytes, publish)
         prompt = Prompt(
             token_ids=token_ids,
             sampling=_sampling(wanted, seed_text),
@@ -66,54 +71,48 @@ class Chat:
             choices=wanted.n or 1,
             stop_token_ids=self._stops(wanted),
             top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
-            watch=self._watch(stop_bytes, is_json=_is_json(wanted), publish=publish),
+            watch=watching.maker(thoughts),
         )
-        return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, stop_bytes)
+        how = Reading(stop_bytes, thoughts, offer, partial(_call_id, seed_text))
+        return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, how)
 
     def answer(self, asked: Asked, completions: Sequence[Completion], *, created_at: int) -> Answer:
         """The body to send; `created_at` in seconds since 1970."""
-        usage = usage_of(completions)
+        choices = [self._choice(asked, place, one) for place, one in enumerate(completions)]
+        usage = usage_of(completions, choices)
         body = completion_json(
             answer_id=asked.answer_id,
             created_at=created_at,
             model=asked.model,
             fingerprint=self._fingerprint,
-            choices=[self._choice(asked, one) for one in completions],
+            choices=choices,
             usage=usage,
         )
         return Answer(body, usage)
 
-    def _token_ids(self, wanted: ChatCompletion, created: datetime) -> list[int]:
-        messages = [self._for_template(message) for message in wanted.messages]
-        return self._tokenizer.encode_template(self._template.render(messages, now=created))
-
-    def _for_template(self, message: Message) -> dict[str, str]:
-        """No template knows `developer`, OpenAI's newer name of `system`."""
-        shield = self._tokenizer.shield
-        role = "system" if message.role == "developer" else message.role
-        named = {} if message.name is None else {"name": shield(message.name)}
-        return {"role": role, "content": shield(message.text()), **named}
-
     def _tokens_max(self, wanted: ChatCompletion, prompt_tokens: int) -> int:
-        """The longest answer for which there is room; one token is the least."""
+        """The longest answer for which there is room; one token is the least. BadRequest, in OpenAI's words, for
+        more than there could be after any prompt.
+        """
         room = self._context_tokens - prompt_tokens
         asked = wanted.answer_tokens_max
+        if asked is not None and asked > self._context_tokens:
+            name = "max_completion_tokens" if wanted.max_completion_tokens else "max_tokens"
+            raise BadRequest(
+                f"{name} is too large: {asked}. This model supports at most {self._context_tokens} completion tokens, "
+                f"whereas you provided {asked}.",
+                code="invalid_value",
+                param=name,
+            )
         if room < 1:
             raise TooLong(context_tokens=self._context_tokens, prompt_tokens=prompt_tokens, answer_tokens=asked or 1)
         return min(asked or room, room)
 
-    def _watch(
-        self, stop_bytes: tuple[bytes, ...], *, is_json: bool, publish: Publish | None
-    ) -> Callable[[int], Watcher] | None:
-        """What ends a choice comes before what publishes it."""
-        makers: list[Callable[[int], Watcher]] = []
-        if is_json:
-            makers.append(lambda _: self._objects.watcher())
-        if stop_bytes:
-            makers.append(lambda _: StopWatcher(stop_bytes, self._token_bytes))
-        if publish is not None:
-            makers.append(lambda choice: Pieces(publish, choice, stop_bytes, self._token_bytes))
-        return (lambda choice: Together([make(choice) for make in makers])) if makers else None
+    def _form(self, wanted: ChatCompletion) -> Grammar | None:
+        """What an answer that calls nothing is held to."""
+        if not _is_json(wanted):
+            return None
+        return self._grammars.compile(of_json_schema({"type": "object"}, _JSON_OBJECT), _JSON_OBJECT)
 
     def _stops(self, wanted: ChatCompletion) -> frozenset[int]:
         """The tokens that end an answer: the model's own, unless they are to be ignored, and those of the body."""
@@ -132,13 +131,14 @@ class Chat:
                 param="stop_token_ids",
             )
 
-    def _choice(self, asked: Asked, completion: Completion) -> AnsweredChoice:
-        """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced in the text."""
-        written = stops.cut(b"".join([self._token_bytes[index] for index in completion.token_ids]), asked.stops)
-        return AnsweredChoice(
-            text=written.decode("utf-8", "replace"),
-            finish_reason=completion.finish_reason.value,
-            logprobs=logprobs_of(completion, self._tokenizer, text_bytes=len(written)),
+    def _choice(self, asked: Asked, choice: int, completion: Completion) -> AnsweredChoice:
+        return reading.read(
+            completion,
+            choice,
+            asked.reading,
+            tokenizer=self._tokenizer,
+            family=self._speech.family,
+            call_bytes=self._speech.call_bytes,
         )
 
 
@@ -178,3 +178,7 @@ def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
 def _digest(purpose: str, seed_text: str) -> bytes:
     """Two purposes share no bytes: an id must not give the noise away."""
     return hashlib.sha256(f"{purpose}:{seed_text}".encode()).digest()
+
+
+def _call_id(seed_text: str, choice: int, place: int) -> str:
+    return f"call_{_digest(f'call:{choice}:{place}', seed_text).hex()[:24]}"

@@ -19,6 +19,7 @@ from worker.model.tokenizer import Tokenizer
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 TEMPLATE_NAME: Final = "chat_template.jinja"
+TOOL_TEMPLATE_NAME: Final = "tool_template.jinja"
 _FILE_NAMES: Final = (GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
 
 _BLOCK_BYTES: Final = 4096
@@ -56,6 +57,12 @@ class ModelFolder:
     def chat_template(self) -> str:
         """Jinja source."""
         return (self.path / TEMPLATE_NAME).read_text("utf-8")
+
+    def tool_template(self) -> str | None:
+        """Jinja source of the template for requests with tools, if that is another one."""
+        if not any(file.name == TOOL_TEMPLATE_NAME for file in self.manifest.files):
+            return None
+        return (self.path / TOOL_TEMPLATE_NAME).read_text("utf-8")
 
     def tokenizer(self) -> Tokenizer:
         """Read the tokenizer; keep it, for that takes a quarter of a second."""

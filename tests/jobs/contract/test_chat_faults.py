@@ -234,8 +234,8 @@ def test_of_several_faults_the_one_that_openai_checks_first_is_told(chosen: set[
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"prediction": {"type": "content"}}, "prediction"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )
