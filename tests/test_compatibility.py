@@ -10,7 +10,7 @@ import pytest
 from openai.types.chat import completion_create_params
 from pydantic import BaseModel
 
-from jobs.contract import batch, chat, completion, lines, messages, tools
+from jobs.contract import batch, chat, completion, formats, lines, messages, tools
 from jobs.errors import BadRequest
 from tests import tiny_model
 from tests.worker.chat.asking import CREATED
@@ -23,6 +23,8 @@ TYPES: dict[str, type[BaseModel]] = {
     "The body": chat.ChatCompletion,
     "`messages[]`": messages.Message,
     "`tools[].function`": tools.Function,
+    "`response_format.json_schema`": formats.JsonSchema,
+    "`structured_outputs`": formats.StructuredOutputs,
     "`stream_options`": chat.StreamOptions,
     "The completion": completion.Completion,
     "`choices[]`": completion.Choice,
@@ -41,7 +43,7 @@ TYPES: dict[str, type[BaseModel]] = {
     "The `usage` of a batch": batch.BatchUsage,
 }
 OTHERS: dict[str, set[str]] = {
-    "`response_format`": {"type"},
+    "`response_format`": {"type", "json_schema"},
     "A line of the input file": {"custom_id", "method", "url", "body"},
     "A line of the output or error file": set(
         json.loads(lines.answered("batch_1", 1, "a", 200, "{}")),
@@ -65,6 +67,7 @@ IGNORED: dict[tuple[str, str], Any] = {
     ("The body", "store"): True,
     ("The body", "metadata"): {"a": "b"},
     ("`messages[]`", "annotations"): [],
+    ("`response_format.json_schema`", "description"): "A cat",
     ("`stream_options`", "include_obfuscation"): True,
 }
 
@@ -90,6 +93,9 @@ def body_with(table: str, field: str, value: Any) -> dict[str, Any]:
     match table:
         case "`messages[]`":
             return {"model": "tiny", "messages": [*turns, {"role": "assistant", "content": "x", field: value}]}
+        case "`response_format.json_schema`":
+            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, field: value}}
+            return {"model": "tiny", "messages": turns, "response_format": form}
         case "`stream_options`":
             return {"model": "tiny", "messages": turns, "stream": True, "stream_options": {field: value}}
     return {"model": "tiny", "messages": turns, field: value}

@@ -31,6 +31,7 @@ from jobs.states import ChunkState
 from jobs.streams import Publisher
 from worker.chat import Answer, Asked, Chat
 from worker.chat.pieces import Publish
+from worker.chat.structure import Missed
 from worker.engine import Completion, Engine, EngineFailed, EngineStopped
 from worker.moderation import ContentFilter
 from worker.twins import Twins, likeness
@@ -299,6 +300,8 @@ class Pump:
             )
         except (EngineFailed, EngineStopped):
             work.has_failed = True
+        except Missed as missed:
+            self._draw_again(work, pending, missed)
         except (Exception, CancelledError) as error:  # noqa: BLE001  one line's fault must not cost the others
             self._try_again(work, pending, error)
         else:
@@ -328,6 +331,15 @@ class Pump:
             work.has_failed = True
         except (Exception, CancelledError) as error:  # noqa: BLE001  what was not judged must not be told
             self._try_again(work, pending, error)
+
+    def _draw_again(self, work: Work, pending: Pending, missed: Missed) -> None:
+        """Once, with other noise, and alone: the answer that is remembered for lines alike is the one that missed."""
+        logger.warning("answer missed its form", extra={"batch": work.batch.public_id, "line": pending.line.line_no})
+        asked = pending.asked.again()
+        if asked is None:
+            work.answered.append(_refused(pending.line, missed))
+        else:
+            self._start(work, replace(pending, asked=asked, likeness=None))
 
     def _try_again(self, work: Work, pending: Pending, error: BaseException) -> None:
         """Twice more; then the line is answered with an error, and the batch goes on."""

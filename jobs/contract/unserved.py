@@ -14,7 +14,6 @@ PARAMETERS: dict[str, tuple[object, ...]] = {  # and the values of each that ask
     "web_search_options": (None,),
     "verbosity": (None,),
 }
-FORMATS = ("json_object", "text")
 
 
 def refuse(body: dict[str, object]) -> None:
@@ -26,9 +25,6 @@ def refuse(body: dict[str, object]) -> None:
     for name, harmless in PARAMETERS.items():
         if name in body and body[name] not in harmless:
             _refuse_parameter(name)
-    form = body.get("response_format")
-    if isinstance(form, dict):
-        _refuse_value("response_format.type", form["type"], FORMATS)
 
 
 def _refuse_in_message(path: str, message: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ from tests import tiny_model
 from tests.jobs import making
 from worker import engine
 from worker.chat import Chat
+from worker.chat.structure import Missed, Structure
 from worker.pump import Pump, Work
 
 
@@ -203,3 +204,60 @@ def test_a_batch_cancelled_under_way_gets_no_more_results(ledger: Ledger, pump: 
     database.run(ledger, lambda c: batches.cancel(c, batch.project_id, batch.public_id))
     pump._answer(work)
     assert bodies(ledger) == {}
+
+
+CHOICE = {"structured_outputs": {"choice": ["yes", "no"]}, "max_tokens": 8}
+
+
+def miss(monkeypatch: pytest.MonkeyPatch, *, times: int) -> list[str]:
+    """Let the check of answers find fault with the first of them; all texts it was shown."""
+    shown: list[str] = []
+
+    def check(form: Structure, text: str) -> None:
+        shown.append(text)
+        if len(shown) <= times:
+            raise Missed(form.param, "on purpose")
+
+    monkeypatch.setattr(Structure, "check", check)
+    return shown
+
+
+@pytest.mark.parametrize("noise", [{}, {"seed": 4}])
+def test_an_answer_that_missed_its_form_is_drawn_again_once_with_noise_of_its_own(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch, noise: dict[str, int]
+) -> None:
+    seeds = []
+    submit = pump._engine.submit
+    monkeypatch.setattr(pump._twins, "_submit", lambda prompt: (seeds.append(prompt.sampling.seed), submit(prompt))[1])
+    shown = miss(monkeypatch, times=1)
+    batch = making.ingest(ledger, [making.line("r", **CHOICE, **noise)])
+    pump.run(lambda: owner)
+    assert making.fetch(ledger, batch).completed == 1
+    assert bodies(ledger)[1]["choices"][0]["message"]["content"] == shown[1]  # type: ignore[index]
+    assert len(set(seeds)) == len(seeds) == len(shown) == 2
+
+
+def test_an_answer_that_missed_its_form_twice_is_an_error_of_its_line(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = miss(monkeypatch, times=2)
+    batch = making.ingest(ledger, [making.line("r", **CHOICE)])
+    pump.run(lambda: owner)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.failed, len(shown)) == (0, 1, 2)
+    error = bodies(ledger)[1]["error"]
+    assert error == {
+        "message": "The model's answer is not what 'structured_outputs.choice' asks for: on purpose",
+        "type": "server_error",
+        "param": "structured_outputs.choice",
+        "code": "invalid_structured_output",
+    }
+
+
+def test_a_greedy_answer_that_missed_its_form_is_not_drawn_again(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = miss(monkeypatch, times=1)
+    batch = making.ingest(ledger, [making.line("r", **CHOICE, temperature=0)])
+    pump.run(lambda: owner)
+    assert (making.fetch(ledger, batch).failed, len(shown)) == (1, 1)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -11,19 +11,17 @@ import orjson
 from jobs.contract import chat
 from jobs.contract.chat import ChatCompletion
 from jobs.errors import BadRequest, TooLong
-from worker.chat import reading
+from worker.chat import reading, structure
 from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
-from worker.chat.grammar import Grammar, Grammars
-from worker.chat.grammar_text import Place, of_json_schema
+from worker.chat.grammar import Grammars
 from worker.chat.pieces import Publish
 from worker.chat.reading import Reading
 from worker.chat.speech import Speech
+from worker.chat.structure import Structure
 from worker.chat.tools import offer as offers
 from worker.chat.watching import Watching, hold_of
-from worker.engine import Completion, Prompt, Sampling
+from worker.engine import Completion, FinishReason, Prompt, Sampling
 from worker.model import ModelFolder
-
-_JSON_OBJECT = Place("response_format", code="invalid_value", param="response_format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +32,20 @@ class Asked:
     answer_id: str
     model: str
     reading: Reading
+    structure: Structure | None = None
+    """What a choice must say that comes to its own end and calls nothing."""
+    is_read: bool = False
+    """Someone reads the text while it is written."""
+    is_last: bool = False
+    """It was asked again already."""
+
+    def again(self) -> "Asked | None":
+        """The same with other noise, which this one's decides; None where it would not help or comes too late."""
+        sampling = self.prompt.sampling
+        if self.is_last or self.is_read or sampling.is_greedy:
+            return None
+        other = replace(sampling, seed=_seed(f"again:{sampling.seed}"))
+        return replace(self, prompt=replace(self.prompt, sampling=other), is_last=True)
 
 
 class Chat:
@@ -59,7 +71,8 @@ class Chat:
         self._refuse_unknown_tokens(wanted)
         offer = offers.of(wanted)
         token_ids = self._speech.prompt_ids(wanted, offer, created)
-        hold = hold_of(offer, self._form(wanted), self._speech, self._grammars)
+        form = structure.asked_for(wanted, self._grammars)
+        hold = hold_of(offer, form.grammar if form else None, self._speech, self._grammars)
         thoughts = self._speech.thoughts(token_ids, wanted.thinking_tokens_max, is_held=hold.is_from_start)
         stop_bytes = tuple(stop.encode() for stop in wanted.stops)
         watching = Watching(self._tokenizer, self._speech, offer, hold, stop_bytes, publish)
@@ -74,10 +87,17 @@ class Chat:
             watch=watching.maker(thoughts),
         )
         how = Reading(stop_bytes, thoughts, offer, partial(_call_id, seed_text))
-        return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, how)
+        return Asked(
+            prompt,
+            f"chatcmpl-{_digest('id', seed_text).hex()[:32]}",
+            wanted.model,
+            how,
+            structure=None if wanted.stops or wanted.stop_token_ids or (offer and offer.is_forced) else form,
+            is_read=publish is not None,
+        )
 
     def answer(self, asked: Asked, completions: Sequence[Completion], *, created_at: int) -> Answer:
-        """The body to send; `created_at` in seconds since 1970."""
+        """The body to send; `created_at` in seconds since 1970. `Missed` where a text has not the form asked for."""
         choices = [self._choice(asked, place, one) for place, one in enumerate(completions)]
         usage = usage_of(completions, choices)
         body = completion_json(
@@ -108,12 +128,6 @@ class Chat:
             raise TooLong(context_tokens=self._context_tokens, prompt_tokens=prompt_tokens, answer_tokens=asked or 1)
         return min(asked or room, room)
 
-    def _form(self, wanted: ChatCompletion) -> Grammar | None:
-        """What an answer that calls nothing is held to."""
-        if not _is_json(wanted):
-            return None
-        return self._grammars.compile(of_json_schema({"type": "object"}, _JSON_OBJECT), _JSON_OBJECT)
-
     def _stops(self, wanted: ChatCompletion) -> frozenset[int]:
         """The tokens that end an answer: the model's own, unless they are to be ignored, and those of the body."""
         own: frozenset[int] = frozenset() if wanted.ignore_eos else self._stop_token_ids
@@ -132,7 +146,7 @@ class Chat:
             )
 
     def _choice(self, asked: Asked, choice: int, completion: Completion) -> AnsweredChoice:
-        return reading.read(
+        answered = reading.read(
             completion,
             choice,
             asked.reading,
@@ -140,6 +154,9 @@ class Chat:
             family=self._speech.family,
             call_bytes=self._speech.call_bytes,
         )
+        if asked.structure is not None and completion.finish_reason is FinishReason.STOP and not answered.calls:
+            asked.structure.check(answered.content or "")
+        return answered
 
 
 def _read(body: dict[str, object]) -> ChatCompletion:
@@ -161,7 +178,7 @@ def _is_json(wanted: ChatCompletion) -> bool:
 
 
 def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
-    seed = int.from_bytes(_digest("seed", seed_text)[:8]) if wanted.seed is None else wanted.seed
+    seed = _seed(seed_text) if wanted.seed is None else wanted.seed
     return Sampling(
         seed=seed % 2**64,
         temperature=1.0 if wanted.temperature is None else wanted.temperature,
@@ -173,6 +190,10 @@ def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
         repetition_penalty=1.0 if wanted.repetition_penalty is None else wanted.repetition_penalty,
         logit_bias=tuple(wanted.biases.items()),
     )
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(_digest("seed", text)[:8])
 
 
 def _digest(purpose: str, seed_text: str) -> bytes:

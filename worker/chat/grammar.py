@@ -3,7 +3,7 @@
 import os
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Final
@@ -11,13 +11,11 @@ from typing import Final
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from jobs.contract.limits import GRAMMAR_CHARACTERS_MAX
 from worker.chat.grammar_text import Place
 from worker.engine import NothingToSample
 from worker.engine.sampling import Mask
 from worker.model import Tokenizer
-
-SIZE_MAX: Final = 128 * 1024
-"""Characters of a grammar's text. OpenAI allows a schema 120,000 characters of names and values."""
 
 KEPT: Final = 64
 REASON_CHARACTERS_MAX: Final = 300
@@ -33,6 +31,8 @@ class Grammars:
             tokenizer.as_json(), n_vocab=tokenizer.vocabulary, eos_token=list(tokenizer.eos_token_ids)
         )
         self._limits = _limits()
+        self._writable = {token[0] for token in tokenizer.token_bytes if len(token) == 1}
+        """The bytes that the vocabulary has; to some, those are missing that only begin signs nobody uses."""
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="masks")
         self._lock = Lock()
         self._kept: OrderedDict[str, Grammar | str] = OrderedDict()
@@ -42,8 +42,10 @@ class Grammars:
 
         One at a time, so that many big ones leave the engine its processors; what was refused is remembered too.
         """
-        if len(text) > SIZE_MAX:
-            raise place.refusal(f"it takes {len(text)} characters, more than the {SIZE_MAX} that are allowed.")
+        if len(text) > GRAMMAR_CHARACTERS_MAX:
+            raise place.refusal(
+                f"too large. Expected at most {GRAMMAR_CHARACTERS_MAX} characters, but got {len(text)}."
+            )
         with self._lock:
             found = self._kept.get(text) or self._compile(text)
             self._kept[text] = found
@@ -56,6 +58,8 @@ class Grammars:
 
     def _compile(self, text: str) -> "Grammar | str":
         """Why not, if it is text."""
+        if not self._writable.issuperset(text.encode()):
+            return "it has characters that this model has no tokens for."
         matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
             return _reason(matcher.get_error())
@@ -72,7 +76,7 @@ class Grammar:
         self.pool = pool
         self._matcher = matcher
         self._words = words
-        self._first_forced = tuple(matcher.compute_ff_tokens())
+        self._first_forced = _forced(matcher)
         self._first = self.only(self._first_forced[0]) if self._first_forced else _allowed(matcher)
 
     def watcher(self) -> "GrammarWatcher":
@@ -123,7 +127,7 @@ class GrammarWatcher:
         return self._grammar.only(self._forced[0])
 
     def _find_next(self) -> Mask:
-        self._forced.extend(self._matcher.compute_ff_tokens())
+        self._forced.extend(_forced(self._matcher))
         return self._known_next() if self._forced else _allowed(self._matcher)
 
 
@@ -138,6 +142,12 @@ def _limits() -> LLParserLimits:
         max_lexer_states=20_000,
         verbose_errors=False,
     )
+
+
+def _forced(matcher: LLMatcher) -> Sequence[int]:
+    """The tokens of the only text that can follow. Bytes that the vocabulary lacks would be left out of them."""
+    token_ids = matcher.compute_ff_tokens()
+    return token_ids[: matcher.validate_tokens(token_ids)]
 
 
 def _allowed(matcher: LLMatcher) -> Mask:

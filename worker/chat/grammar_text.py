@@ -1,19 +1,17 @@
 """What an answer must look like, as a text that llguidance reads: made of a schema, a pattern, a list, or Lark.
 
-llguidance bounds the work of most grammars itself (`worker.chat.grammar`); what it would build without any bound is
-refused here.
+Knows nothing of tokens.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Final
 
 import orjson
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 
 from jobs.errors import BadRequest
+from worker.chat import schema_bounds
 
 # A model may otherwise write blanks up to the end of its context.
 _OPTIONS: Final = {
@@ -24,8 +22,6 @@ _OPTIONS: Final = {
     "coerce_one_of": False,
     "lenient": False,
 }
-_MULTIPLE_MAX: Final = 10_000
-"""Numbers that are multiples of another are found by an automaton with a state for each remainder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +53,10 @@ def json_rule(schema: dict[str, object], place: Place, *, is_strict: bool) -> st
 
 
 def of_regex(pattern: str) -> str:
-    """The whole answer matches, in the syntax of Rust's `regex`, without look-around and back-references."""
-    return LLMatcher.grammar_from_regex(pattern)
+    """The whole answer matches: the syntax of Rust's `regex` without look-around; as in JSON schemas, `\\d` and `\\w`
+    mean ASCII.
+    """
+    return LLMatcher.grammar_from_regex(regex_to_lark(pattern, "dw"))
 
 
 def of_choice(choices: Sequence[str]) -> str:
@@ -75,27 +73,8 @@ def of_lark(text: str, place: Place) -> str:
 def _text(schema: dict[str, object], place: Place, *, is_strict: bool = True) -> str:
     """With our options for llguidance, whatever stands there for it."""
     try:
-        _refuse_many_remainders(schema, place)
+        if (fault := schema_bounds.fault_of(schema)) is not None:
+            raise place.refusal(fault)
         return orjson.dumps(schema | {"x-guidance": _OPTIONS | {"lenient": not is_strict}}).decode()
     except (RecursionError, orjson.JSONEncodeError):
         raise place.refusal("the schema is nested too deeply.") from None
-
-
-def _refuse_many_remainders(schema: dict[str, object], place: Place) -> None:
-    """All of them at once, for `allOf` combines them: counted in units of the finest decimal."""
-    fractions = [Decimal(str(number)).as_integer_ratio() for number in _multiples(schema)]
-    unit = math.lcm(*(below for _, below in fractions))
-    if math.lcm(*(above * unit // below for above, below in fractions)) > _MULTIPLE_MAX:
-        raise place.refusal(f"'multipleOf' has a least common multiple of more than {_MULTIPLE_MAX} in this schema.")
-
-
-def _multiples(value: object) -> Iterator[int | float]:
-    if isinstance(value, dict):
-        found = value.get("multipleOf")
-        if isinstance(found, int | float) and math.isfinite(found) and found != 0:
-            yield abs(found)
-        for inner in value.values():
-            yield from _multiples(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _multiples(inner)
