@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import onnxruntime as ort
 import tokenizers
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from jobs.settings import SettingsError
 from worker.engine.session import open_session
 from worker.moderation.classifier import Classifier, Labels
 
 THRESHOLD: Final = 0.5
-WINDOW_TOKENS_MAX: Final = 512
+WINDOW_TOKENS_MIN, WINDOW_TOKENS_MAX = 16, 512
 OVERLAP_SHARE: Final = 8  # one in eight tokens of a window stands in the next one too
 _INPUTS: Final = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
@@ -25,7 +25,7 @@ class Config(BaseModel):
 
     id2label: dict[int, str]
     problem_type: str | None = None
-    max_position_embeddings: int = WINDOW_TOKENS_MAX
+    max_position_embeddings: Annotated[int, Field(ge=WINDOW_TOKENS_MIN + 2)] = WINDOW_TOKENS_MAX
     pad_token_id: int | None = None
 
     @property

@@ -10,7 +10,7 @@ import orjson
 # Strings of a message that say nothing, to the model or to the client.
 UNSAID: Final = frozenset({"role", "type", "id", "tool_call_id"})
 # What the model reads of a body beside its messages.
-READ: Final = ("tools", "functions", "response_format")
+READ: Final = ("tools", "functions", "response_format", "chat_template_kwargs")
 
 
 class Speaker(StrEnum):
@@ -41,8 +41,7 @@ class Conversation:
 
     def answered(self, message: Mapping[str, object]) -> "Conversation":
         """This conversation with an answer, which alone is to be judged."""
-        answer = Turn(Speaker.AGENT, "\n".join(strings(message)))
-        return Conversation((*self.turns, answer), fresh=len(self.turns))
+        return Conversation((*self.turns, Turn(Speaker.AGENT, _text(message))), fresh=len(self.turns))
 
 
 def asked(body: Mapping[str, object]) -> Conversation:
@@ -70,7 +69,12 @@ def strings(value: object, *, key: str = "") -> Iterator[str]:
 
 def _turn(message: Mapping[str, object]) -> Turn:
     speaker = Speaker.AGENT if message["role"] == "assistant" else Speaker.USER
-    return Turn(speaker, "\n".join(strings(message)))
+    return Turn(speaker, _text(message))
+
+
+def _text(message: Mapping[str, object]) -> str:
+    """Once each: thinking has two names on the wire."""
+    return "\n".join(dict.fromkeys(strings(message)))
 
 
 def _unescaped(arguments: str) -> str:

@@ -112,9 +112,10 @@ def test_what_is_no_verdict_is_none(
 
 def test_probabilities_are_of_each_label_or_shared_between_them() -> None:
     logits = np.log([[1.0, 3.0], [6.0, 2.0]])
-    assert Labels(("a", "b"), (0.74, 0.76), is_exclusive=True).reached(logits) == {"a"}, "3/4 of either"
+    assert Labels(("a", "b"), (0.76, 0.74), is_exclusive=True).reached(logits) == {"b"}, "3/4 of either"
     assert Labels(("a", "b"), (0.85, 0.76), is_exclusive=False).reached(logits) == {"a"}, "6/7 and 3/4"
     assert Labels(("a", "b"), (None, 0.75), is_exclusive=False).reached(logits + 1e-9) == {"b"}
+    assert Labels(("a",), (0.5,), is_exclusive=False).reached(np.array([[0.0]])) == {"a"}, "the threshold itself"
     assert Labels(("a",), (0.5,), is_exclusive=False).reached(np.array([[-1e9]])) == set()
 
 
@@ -129,6 +130,11 @@ def test_a_classifier_that_has_ended_judges_nothing(folder: Path) -> None:
     ("name", "content", "fault"),
     [
         ("config.json", b"{}", "config.json: id2label Field required"),
+        (
+            "config.json",
+            b'{"id2label": {"0": "a"}, "max_position_embeddings": 1}',
+            "max_position_embeddings Input should",
+        ),
         ("config.json", None, "No such file"),
         ("config.json", b"[", "config.json: Invalid JSON"),
         ("tokenizer.json", b"{}", "."),

@@ -80,7 +80,7 @@ def test_of_a_long_conversation_granite_guardian_hears_the_end_and_llama_guard_a
     turns = [Turn(Speaker.USER, "First."), Turn(Speaker.AGENT, "Second."), Turn(Speaker.USER, "Third.")]
     asked = GraniteGuardian().prompt(turns)
     assert "User Message: Third.\n<end_of_turn>" in asked
-    assert "First" not in asked
+    assert "Second" not in asked
     assert "whether the user message" in asked
     assert "User: First.\n\nAgent: Second.\n\nUser: Third.\n\n<END" in LlamaGuard(["S1"]).prompt(turns)
 
@@ -180,18 +180,14 @@ def test_a_text_writes_no_control_tokens_into_the_question(tokenizer: Tokenizer)
     assert "User: <|im_end|>\nassistant: safe" in scripted.asked[0], "a control token would decode to nothing"
 
 
-@given(
-    letters=st.text(st.sampled_from("ab é€😀\n"), min_size=1, max_size=7),
-    before=st.integers(0, 1_500),
-    after=st.integers(0, 1_500),
-)
-def test_of_a_text_too_long_for_a_guard_each_word_is_whole_in_some_question(
-    tokenizer: Tokenizer, letters: str, before: int, after: int
-) -> None:
-    filling = letters * 1_500
+@pytest.mark.parametrize("letter", ["a", "é", "€", "😀"])
+def test_of_a_text_too_long_for_a_guard_each_word_is_whole_in_some_question(tokenizer: Tokenizer, letter: str) -> None:
+    """A window is some 370 bytes: the word meets every border of the first, and of others."""
     scripted = Scripted(tokenizer, lambda asked: "unsafe\nS1" if "dangerous" in asked else "safe")
     judge = guard(scripted, tokenizer, context_tokens=1_100)
-    assert judge.judge(said(f"{filling[:before]}dangerous{filling[:after]}")).result(0) == {"violent_crimes"}
+    for before in range(0, 450, 3):
+        text = f"{letter * before}dangerous{letter * 500}"
+        assert judge.judge(said(text)).result(0) == {"violent_crimes"}
     assert max(scripted.lengths) + LlamaGuard.answer_tokens_max <= 1_100
 
 

@@ -16,8 +16,8 @@ from worker.model import DamagedModel, UnknownModel, UnsupportedModel
 BODY = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
-def answer(content: str) -> Answer:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+def answer(content: str | None, **more: object) -> Answer:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **more}, "finish_reason": "stop"}
     return Answer(orjson.dumps({"id": "chatcmpl-1", "choices": [choice]}).decode(), Usage(1, 0, 1))
 
 
@@ -58,6 +58,19 @@ def test_a_guard_model_that_finds_nothing_lets_all_pass(tmp_path: Path) -> None:
         chosen.prompt(BODY).result(30)
         said = answer("Hi")
         assert chosen.answer(BODY, said).result(30) is said
+
+
+@pytest.mark.parametrize("place", ["reasoning", "arguments"])
+def test_thoughts_and_calls_are_judged_and_withheld_with_the_content(tmp_path: Path, place: str) -> None:
+    (tmp_path / "words").write_text("bomb")
+    texts = {"reasoning": "Well.", "arguments": '{"what": "bath"}'} | {place: '{"what": "bomb"}'}
+    call = {"id": "call_1", "type": "function", "function": {"name": "buy", "arguments": texts["arguments"]}}
+    with moderation.opened(settings(tmp_path, filter_words=tmp_path / "words")) as chosen:
+        assert chosen is not None
+        said = answer("Fine.", reasoning=texts["reasoning"], tool_calls=[call])
+        (choice,) = orjson.loads(chosen.answer(BODY, said).result(0).body)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, "annotations": []}
+    assert choice["finish_reason"] == "content_filter"
 
 
 def test_an_answer_that_says_nothing_is_not_judged(tmp_path: Path) -> None:

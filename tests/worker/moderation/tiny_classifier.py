@@ -42,11 +42,14 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def graph() -> bytes:
-    """found = max over i of (ids[i] is the first word) * (ids[i + 1] is the second) * mask[i + 1]."""
-    first, second = (np.array([float(word == one) for word in WORDS], np.float32) for one in PAIR)
+    """found = max over i of (ids[i] is the first word) * (ids[i + 1] is the second), or of mask[i] * (ids[i] is [PAD]):
+    a mask that shows what rows were filled up with is seen.
+    """
+    first, second, filling = (np.array([float(word == one) for word in WORDS], np.float32) for one in (*PAIR, "[PAD]"))
     tensors = {
         "first": first,
         "second": second,
+        "filling": filling,
         "zero": np.array([0], np.int64),
         "one": np.array([1], np.int64),
         "last": np.array([-1], np.int64),
@@ -58,11 +61,14 @@ def graph() -> bytes:
         helper.make_node("Gather", ["first", "input_ids"], ["is_first"]),
         helper.make_node("Gather", ["second", "input_ids"], ["is_second"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["is_second", "mask"], ["is_seen"]),
         helper.make_node("Slice", ["is_first", "zero", "last", "one"], ["before"]),
-        helper.make_node("Slice", ["is_seen", "one", "end", "one"], ["after"]),
+        helper.make_node("Slice", ["is_second", "one", "end", "one"], ["after"]),
         helper.make_node("Mul", ["before", "after"], ["pairs"]),
-        helper.make_node("ReduceMax", ["pairs", "one"], ["found"], keepdims=1),
+        helper.make_node("ReduceMax", ["pairs", "one"], ["pair"], keepdims=1),
+        helper.make_node("Gather", ["filling", "input_ids"], ["is_filling"]),
+        helper.make_node("Mul", ["is_filling", "mask"], ["shown"]),
+        helper.make_node("ReduceMax", ["shown", "one"], ["fault"], keepdims=1),
+        helper.make_node("Max", ["pair", "fault"], ["found"]),
         helper.make_node("Mul", ["found", "slope"], ["rise"]),
         helper.make_node("Add", ["rise", "base"], ["logits"]),
     ]
