@@ -2,7 +2,8 @@
 
     Refusal
     ├── BadRequest            400
-    │   └── TooLong           400  context_length_exceeded
+    │   ├── TooLong           400  context_length_exceeded
+    │   └── ContentFiltered   400  content_filter
     ├── Unauthenticated       401
     ├── Forbidden             403
     ├── NotFound              404
@@ -18,6 +19,7 @@ The mapping to the wire's envelope is in `jobs.contract.errors`.
 """
 
 import math
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -49,6 +51,18 @@ class TooLong(BadRequest):
             "Please reduce the length of the messages or completion.",
             code="context_length_exceeded",
             param="messages",
+        )
+
+
+class ContentFiltered(BadRequest):
+    """The operator's content filter does not let the prompt pass; the parameter is called as Azure calls it."""
+
+    def __init__(self, categories: Iterable[str]) -> None:
+        super().__init__(
+            "The response was filtered due to the prompt triggering the content filter of this server: "
+            f"{', '.join(sorted(categories))}. Please modify your prompt and retry.",
+            code="content_filter",
+            param="prompt",
         )
 
 

@@ -69,6 +69,18 @@ class Settings(BaseModel):
     webhooks_to_private_addresses: bool = Field(
         False, description="Let webhooks go to private addresses, and by http without TLS."
     )
+    filter_words: Path | None = Field(
+        None, description="File of words and patterns; a prompt or an answer that has one is filtered. Unset: none."
+    )
+    filter_classifier: Path | None = Field(
+        None, description="Folder of an ONNX text classifier that judges prompts and answers. Unset: none."
+    )
+    filter_labels: str | None = Field(
+        None, description="Its labels that are filtered, with the least probability: toxic=0.5,threat=0.3. Unset: all."
+    )
+    filter_guard: str | None = Field(
+        None, description="Name of an added guard model that judges prompts and answers. Unset: none."
+    )
     file_size_max: int = Field(limits.FILE_SIZE_MAX, ge=1, description="Largest upload, in bytes.")
 
     @classmethod

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPo
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -32,6 +33,7 @@ from worker.chat import Answer, Asked, Chat
 from worker.chat.pieces import Publish
 from worker.chat.structure import Missed
 from worker.engine import Completion, Engine, EngineFailed, EngineStopped
+from worker.moderation import ContentFilter
 from worker.twins import Twins, likeness
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Pending:
     """A line in the engine's hands."""
 
     line: Line
+    body: dict[str, object]
     asked: Asked
     likeness: bytes | None
     tries: int
@@ -63,6 +66,8 @@ class Work:
     batch: Batch
     unasked: deque[Line]
     pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
+    judged: dict[Future[None] | Future[Answer], Pending] = field(default_factory=dict)
+    """Lines in the filter's hands: a prompt may be asked once nothing came, an answer comes as it may be sent."""
     answered: list[Result] = field(default_factory=list)
     is_lost: bool = False
     has_failed: bool = False
@@ -70,6 +75,16 @@ class Work:
     @property
     def key(self) -> tuple[int, int, int]:
         return self.lease.batch_id, self.lease.first_position, self.lease.epoch
+
+    @property
+    def lines(self) -> int:
+        """How many are not answered."""
+        return len(self.unasked) + len(self.pending) + len(self.judged)
+
+    @property
+    def open(self) -> list[Future[Any]]:
+        """Whatever is waited for."""
+        return [*self.pending, *self.judged]
 
 
 class Pump:
@@ -85,8 +100,9 @@ class Pump:
         model: str,
         settings: Settings,
         publisher: Publisher | None = None,
+        content_filter: ContentFilter | None = None,
     ) -> None:
-        """Without a `publisher`, who reads along gets the whole text at the end."""
+        """Without a `publisher`, or with a filter, who reads along gets the whole text at the end."""
         self._ledger = ledger
         self._engine = engine
         self._twins = Twins(engine.submit)
@@ -94,7 +110,8 @@ class Pump:
         self._hints = hints
         self._model = model
         self._settings = settings
-        self._publisher = publisher
+        self._publisher = publisher if content_filter is None else None  # nothing is shown before it is judged
+        self._filter = content_filter
         self._lines_max = max(2 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._works: dict[tuple[int, int, int], Work] = {}
         self._lock = threading.Lock()
@@ -203,7 +220,7 @@ class Pump:
         finally:
             with self._lock:
                 del self._works[work.key]
-            for future in work.pending:
+            for future in work.open:
                 future.cancel()
             self._look.set()
 
@@ -211,7 +228,7 @@ class Pump:
     def _has_room(self) -> bool:
         """Whether the engine would have few enough lines with another chunk."""
         with self._lock:
-            lines = sum(len(work.unasked) + len(work.pending) for work in self._works.values())
+            lines = sum(work.lines for work in self._works.values())
             return lines + self._settings.chunk_lines <= self._lines_max and len(self._works) < CHUNKS_MAX
 
     def _submit(self, work: Work, line: Line) -> None:
@@ -228,7 +245,7 @@ class Pump:
             prompt = replace(asked.prompt, priority=work.batch.priority)
             # Text that comes from another line's computation would not come in pieces.
             alike = likeness(work.batch.project_id, body, prompt) if publish is None else None
-            self._start(work, Pending(line, replace(asked, prompt=prompt), alike, tries=1))
+            self._start(work, Pending(line, body, replace(asked, prompt=prompt), alike, tries=1))
         except Refusal as refusal:
             work.answered.append(_refused(line, refusal))
 
@@ -239,6 +256,13 @@ class Pump:
         return partial(self._publisher.publish, batch.public_id)
 
     def _start(self, work: Work, pending: Pending) -> None:
+        """Begin with a line, or begin again: nothing is computed of a prompt that the filter does not let pass."""
+        if self._filter is None:
+            self._compute(work, pending)
+        else:
+            work.judged[self._filter.prompt(pending.body)] = pending
+
+    def _compute(self, work: Work, pending: Pending) -> None:
         try:
             work.pending[self._twins.submit(pending.asked.prompt, pending.likeness)] = pending
         except (EngineFailed, EngineStopped):
@@ -247,10 +271,11 @@ class Pump:
     def _collect(self, work: Work) -> None:
         """Take answers as they come and store them in small lots, until all are there or the lease is gone."""
         flushed_at = monotonic()
-        while work.pending and not (work.is_lost or work.has_failed or self._is_drained):
-            done, _ = wait(work.pending, timeout=self._settings.flush_seconds, return_when=FIRST_COMPLETED)
+        while work.open and not (work.is_lost or work.has_failed or self._is_drained):
+            done, _ = wait(work.open, timeout=self._settings.flush_seconds, return_when=FIRST_COMPLETED)
             for future in done:
-                self._take(work, future)
+                take = self._take if future in work.pending else self._take_judged
+                take(work, future)
             if not self._is_dry and self._has_room:
                 self._look.set()
             if len(work.answered) >= FLUSH_RESULTS or monotonic() - flushed_at >= self._settings.flush_seconds:
@@ -259,7 +284,7 @@ class Pump:
         if work.is_lost:
             return
         self._flush(work)
-        if work.pending and not work.is_lost and not work.has_failed:
+        if work.open and not work.is_lost and not work.has_failed:
             database.run(self._ledger, lambda c: leases.release(c, work.lease))
 
     @property
@@ -267,7 +292,7 @@ class Pump:
         return self._drain_until is not None and monotonic() >= self._drain_until
 
     def _take(self, work: Work, future: Future[list[Completion]]) -> None:
-        """Note the answer of one line, or ask again where the asking went wrong."""
+        """Take the answer of one line, or ask again where the asking went wrong."""
         pending = work.pending.pop(future)
         try:
             answer = self._chat.answer(
@@ -280,7 +305,32 @@ class Pump:
         except (Exception, CancelledError) as error:  # noqa: BLE001  one line's fault must not cost the others
             self._try_again(work, pending, error)
         else:
+            self._finish(work, pending, answer)
+
+    def _finish(self, work: Work, pending: Pending, answer: Answer) -> None:
+        """Note an answer, or have it judged before."""
+        if self._filter is None:
             work.answered.append(_result(pending.line.line_no, answer))
+        else:
+            work.judged[self._filter.answer(pending.body, answer)] = pending
+
+    def _take_judged(self, work: Work, future: Future[None] | Future[Answer]) -> None:
+        """Go on with a line that was judged; where that went wrong, from its beginning."""
+        pending = work.judged.pop(future)
+        try:
+            answer = future.result()
+            if answer is None:
+                self._compute(work, pending)
+            else:
+                work.answered.append(_result(pending.line.line_no, answer))
+        except Refusal as refusal:
+            facts = {"batch": work.batch.public_id, "line": pending.line.line_no, "why": refusal.message}
+            logger.info("line refused", extra=facts)
+            work.answered.append(_refused(pending.line, refusal))
+        except (EngineFailed, EngineStopped):
+            work.has_failed = True
+        except (Exception, CancelledError) as error:  # noqa: BLE001  what was not judged must not be told
+            self._try_again(work, pending, error)
 
     def _draw_again(self, work: Work, pending: Pending, missed: Missed) -> None:
         """Once, with other noise, and alone: the answer that is remembered for lines alike is the one that missed."""

@@ -48,11 +48,21 @@ class AnsweredMessage(Open):
     reasoning: str | None = None
 
 
+class ContentFilterResult(Open):
+    """What was found in one category, in the shape that Azure has for those without a severity."""
+
+    filtered: bool
+    detected: bool
+
+
 class Choice(Open):
+    """`content_filter_results` is there only where the operator's filter withheld the content: by category."""
+
     index: int
     message: AnsweredMessage
     logprobs: dict[str, object] | None = None
     finish_reason: FinishReason
+    content_filter_results: dict[str, ContentFilterResult] | None = None
 
 
 class Completion(Open):

@@ -17,6 +17,7 @@ from jobs.results import Result
 from jobs.states import BatchState, ChunkState
 from tests import tiny_model
 from tests.jobs import making
+from tests.worker.chat import templates
 from worker import engine
 from worker.chat import Chat
 from worker.chat.structure import Missed, Structure
@@ -82,6 +83,21 @@ def test_a_batch_is_answered_to_its_end_and_bad_lines_fail_alone(ledger: Ledger,
         "long": "context_length_exceeded",
     }
     assert 0 < ended.completion_tokens <= 28
+
+
+def test_tokens_of_thinking_are_counted_for_the_batch(ledger: Ledger, owner: UUID, tmp_path: Path) -> None:
+    folder = tiny_model.write(
+        tmp_path / "tiny", template=templates.ALWAYS_THINKING, whole=["<think>", "</think>"], seed=1
+    )
+    batch = making.ingest(
+        ledger, [making.line(f"r{n}", max_tokens=6, thinking_token_budget=2, ignore_eos=True) for n in range(3)]
+    )
+    with engine.load(folder, engine.EngineSettings(threads=1, slots_max=8)) as running:
+        chat = Chat(folder, context_tokens=running.context_tokens, fingerprint="fp_test")
+        Pump(ledger, running, chat, Heard(), model="tiny", settings=making.SETTINGS).run(lambda: owner)  # type: ignore[arg-type]
+    export.finalize(ledger, batch.id, owner=owner, settings=making.SETTINGS)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.completion_tokens, ended.reasoning_tokens) == (3, 18, 9)
 
 
 def test_the_same_line_gets_the_same_answer_in_another_order_and_company(

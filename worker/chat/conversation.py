@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 from jobs.contract.messages import FunctionCall, Message
 from jobs.contract.tools import Function
@@ -13,7 +15,8 @@ from worker.chat.tools.families import Spoken
 Shield = Callable[[str], str]
 Turn = dict[str, object]
 
-SHORT_ID_CHARACTERS = 9
+SHORT_ID_CHARACTERS: Final = 9
+NOTHING: Final = MappingProxyType[str, str]({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +31,21 @@ def of(messages: Sequence[Message], functions: Sequence[Function], spoken: Spoke
     """`functions` are those that the model is told of."""
     tools = [_tool(function, shield) for function in functions]
     if spoken.by_template:
-        return Conversation([_turn(message, spoken, shield) for message in messages], tools or None)
+        called = {call.id: call.function.name for message in messages for call in message.calls()}
+        return Conversation([_turn(message, spoken, shield, called) for message in messages], tools or None)
     turns = list(_told(messages, spoken, shield))
     return Conversation(_with_instructions(turns, spoken.family.instructions(tools)) if tools else turns)
 
 
-def _turn(message: Message, spoken: Spoken, shield: Shield) -> Turn:
-    """No template knows `developer`, OpenAI's newer name of `system`, nor `function`, the older one of `tool`."""
+def _turn(message: Message, spoken: Spoken, shield: Shield, called: Mapping[str, str] = NOTHING) -> Turn:
+    """No template knows `developer`, OpenAI's newer name of `system`, nor `function`, the older one of `tool`. Some
+    want to know which function a result is of, which OpenAI's clients do not say: `called` names it by the call's id.
+    """
     roles = {"developer": "system", "function": "tool"}
     turn: Turn = {"role": roles.get(message.role, message.role), "content": shield(message.text())}
-    if message.name is not None:
-        turn["name"] = shield(message.name)
+    name = message.name or called.get(message.answered_id or "")
+    if name is not None:
+        turn["name"] = shield(name)
     if message.thoughts:
         turn["reasoning_content"] = shield(message.thoughts)
     if message.answered_id is not None:

@@ -50,7 +50,7 @@ class Watching:
         token_bytes = self.speech.call_bytes if self.offer else self.tokenizer.token_bytes
         if self.stops:
             parts.append(StopWatcher(self.stops, token_bytes))
-        if self.publish is not None and not (self.offer and self.offer.is_forced):
+        if self.publish is not None:
             calls = self.speech.beginning() if self.offer else None
             parts.append(Pieces(self.publish, choice, self.stops, token_bytes, calls))
         answer = Together(parts)

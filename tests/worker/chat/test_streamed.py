@@ -78,6 +78,7 @@ def together(events: list[bytes]) -> dict[str, Any]:
     st.booleans(),
 )
 @example(f"<think>hm\n</think>\n\nSo: \n{CALL}\n{CALL}", "qwen", None, True, True)
+@example(f"\n So.{CALL}", "plain", None, True, True)
 @example(f"So.\n{LISTED} Done", "mistral", None, True, True)
 def test_a_stream_adds_up_to_the_answer(
     plain: Chat, qwen: Chat, mistral: Chat, text: str, name: str, stop: str | None, offers: bool, is_parallel: bool

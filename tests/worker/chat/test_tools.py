@@ -1,12 +1,14 @@
 """What a body offers to call, what the model is told of it, and what comes back of a call."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion
 
 from jobs.errors import BadRequest
+from tests import tiny_model
 from tests.worker.chat.asking import CREATED, ask, body, completion, said
 from worker.chat import Chat
 from worker.engine import Engine, EngineSettings, FinishReason, load
@@ -120,6 +122,15 @@ def test_a_template_gets_arguments_as_an_object(qwen: Chat) -> None:
     text = text_of(qwen, messages=HISTORY)
     assert f"<|im_start|>assistant\n\n{CALL}<|im_end|>" in text
     assert "<tool_response>\nsunny\n</tool_response>" in text
+
+
+def test_a_template_is_told_which_function_a_result_is_of(tmp_path: Path) -> None:
+    template = (
+        "[TOOL_CALLS]{% for m in messages %}{% if m.role == 'tool' %}{{ m.name }}{% endif %}{% endfor %}{{ tools }}"
+    )
+    one = Chat(tiny_model.write(tmp_path / "tiny", template=template), context_tokens=512, fingerprint="fp")
+    assert "get_weather" in text_of(one, messages=HISTORY)
+    assert "other" in text_of(one, messages=[*HISTORY[:2], {**HISTORY[2], "name": "other"}])
 
 
 def test_arguments_that_are_no_json_are_passed_on_as_they_are(qwen: Chat) -> None:
@@ -251,12 +262,21 @@ def test_a_mark_that_is_a_control_token_is_read(mistral: Chat) -> None:
 # ---- what is refused ----
 
 
+def strict(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "f", "strict": True, "parameters": schema}}]
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "code"),
     [
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_value"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "tools[0].function.parameters",
+            "invalid_function_parameters",
+        ),
+        (
+            {"tools": strict({"type": "object"})},
             "tools[0].function.parameters",
             "invalid_function_parameters",
         ),
@@ -295,9 +315,10 @@ def test_a_mark_that_is_a_control_token_is_read(mistral: Chat) -> None:
             "unsupported_value",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {
-                "type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}}}],
-             "tool_choice": "required"},
+            {
+                "tools": strict({**WEATHER["parameters"], "properties": {"city": {"uniqueItems": True}}}),
+                "tool_choice": "required",
+            },
             "tools",
             "invalid_function_parameters",
         ),

@@ -1,4 +1,4 @@
-"""All calls in one JSON list, after a mark: Mistral, Phi-4-mini, Granite 3."""
+"""All calls in one JSON list, after a mark: Mistral, Phi-4-mini, Granite 3. A single one may stand without it."""
 
 import json
 from collections.abc import Sequence
@@ -40,10 +40,11 @@ class Listed:
             return text, []
         start, opening = min(places)
         value, end = calls.read_json(text, start + len(opening))
-        if not isinstance(value, list) or not value:
-            raise Malformed("calls are a list")
+        found = value if isinstance(value, list) else [value]
+        if not found:
+            raise Malformed("no calls")
         after = text[end:].lstrip(calls.BLANKS).removeprefix(self.closing)
-        return calls.joined(text[:start], after), [calls.of_object(item) for item in value]
+        return calls.joined(text[:start], after), [calls.of_object(item) for item in found]
 
     def spell(self, made: Sequence[Call]) -> str:
         listed = ", ".join(f'{{"name": "{call.name}", "arguments": {call.arguments}}}' for call in made)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.contract import strict_schema
 from jobs.contract.chat import ChatCompletion
 from jobs.contract.tools import AllowedToolsChoice, Function, FunctionChoice, FunctionTool, ToolChoice
 from jobs.errors import BadRequest
@@ -46,14 +47,14 @@ class Offer:
 
 
 def of(wanted: ChatCompletion) -> Offer | None:
-    """BadRequest for parameters of a function that are not those of an object."""
+    """BadRequest for a schema that cannot be that of a function's arguments."""
     if wanted.functions:
         return _legacy(wanted.functions, wanted)
     functions = tuple(tool.function for tool in wanted.tools or () if isinstance(tool, FunctionTool))
     choice = wanted.tool_choice or "auto"
     if not functions or choice == "none":
         return None
-    _refuse_other_than_objects(functions, "tools[{}].function.parameters")
+    _refuse_schemas(functions, "tools[{}].function.parameters")
     return Offer(
         shown=functions,
         callable=_callable(functions, choice),
@@ -68,7 +69,7 @@ def _legacy(functions: Sequence[Function], wanted: ChatCompletion) -> Offer | No
     choice = wanted.function_call or "auto"
     if choice == "none":
         return None
-    _refuse_other_than_objects(functions, "functions[{}].parameters")
+    _refuse_schemas(functions, "functions[{}].parameters")
     chosen = functions if choice == "auto" else [one for one in functions if one.name == choice.name]
     is_named = choice != "auto"
     return Offer(tuple(functions), tuple(chosen), is_named, is_named, is_parallel=False, is_legacy=True)
@@ -91,14 +92,20 @@ def _is_forced(choice: ToolChoice) -> bool:
     return choice == "required" or isinstance(choice, FunctionChoice)
 
 
-def _refuse_other_than_objects(functions: Sequence[Function], path: str) -> None:
+def _refuse_schemas(functions: Sequence[Function], path: str) -> None:
     """In OpenAI's words."""
     for place, function in enumerate(functions):
-        kind = (function.parameters or {}).get("type", "object")
-        if kind != "object":
+        if fault := _fault_of(function):
             raise BadRequest(
-                f"Invalid schema for function '{function.name}': schema must be a JSON Schema of 'type: \"object\"', "
-                f"got 'type: \"{kind}\"'.",
+                f"Invalid schema for function '{function.name}': {fault}",
                 code="invalid_function_parameters",
                 param=path.format(place),
             )
+
+
+def _fault_of(function: Function) -> str | None:
+    schema = function.parameters or {}
+    kind = schema.get("type", "object")
+    if kind != "object":
+        return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{kind}\"'."
+    return strict_schema.fault_of(schema) if function.strict and schema else None

@@ -94,6 +94,20 @@ def test_a_beginning_that_no_call_goes_on_from_leaves_the_text_free(tmp_path: An
     assert allowed(watcher, chat) is None
 
 
+def test_a_call_that_was_begun_in_other_tokens_than_the_grammar_would_choose_goes_on(smollm2: ModelFolder) -> None:
+    """The grammar knows only one way to begin, and its own tokens for it."""
+    chat = Chat(smollm2, context_tokens=4096, fingerprint="fp")
+    watcher = watcher_of(chat, tools=STRICT)
+    token_bytes, call = chat._tokenizer.token_bytes, '<tool_call>\n{"name": "f", "arguments": {"a": 7}}\n</tool_call>'
+    for place, sign in enumerate(call):
+        mask = watcher.mask()
+        if mask is not None:
+            ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+            assert any(token_bytes[index] and call[place:].encode().startswith(token_bytes[index]) for index in ids)
+        [token_id] = chat._tokenizer.encode_plain(sign)
+        assert watcher.accept(token_id)
+
+
 def test_functions_that_are_not_strict_leave_the_text_free(chat: Chat) -> None:
     assert ask(chat, tools=LOOSE).prompt.watch is None
 
