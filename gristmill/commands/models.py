@@ -24,7 +24,11 @@ def models() -> None:
     "--precision", help="int8 or fp32 for CPUs, fp16 for NVIDIA GPUs; the fastest of this machine if not given."
 )
 def add(source: str, name: str | None, precision: str | None) -> None:
-    """Fetch and convert a model. SOURCE is a known name, such as smollm2-135m, or a .gguf file."""
+    """Fetch and convert a model.
+
+    SOURCE is a known name, such as smollm2-135m, a .gguf file, or a folder as Hugging Face has it: config.json,
+    safetensors, tokenizer.json.
+    """
     folder = worker_models.add(
         source,
         models_dir=operate.models_dir(commands.read_quietly()),
