@@ -5,7 +5,7 @@ config.json, so that `reading` serves both. Tensors stay in the mapped file, qua
 asked for.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import tokenizers
 
-from worker.model import byte_level, reading
+from worker.model import byte_level, reading, sentence_piece
 from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
 from worker.model.errors import UnreadableWeights, UnsupportedModel
@@ -228,10 +228,15 @@ def halves_together(rows: Tensor, heads: int) -> Tensor:
 
 def _tokenizer(source: _Source) -> tokenizers.Tokenizer:
     kind = source.value("tokenizer.ggml.model")
-    if kind != "gpt2":
+    if kind not in _TOKENIZERS:
         raise UnsupportedModel(
-            f"{source.path.name} has a tokenizer of the kind '{kind}', which is not supported; supported: gpt2"
+            f"{source.path.name} has a tokenizer of the kind '{kind}', which is not supported; supported: "
+            + ", ".join(_TOKENIZERS)
         )
+    return _TOKENIZERS[kind](source)
+
+
+def _byte_level(source: _Source) -> tokenizers.Tokenizer:
     types = source.value("tokenizer.ggml.token_type")
     return byte_level.build(
         source.value("tokenizer.ggml.tokens"),
@@ -240,6 +245,25 @@ def _tokenizer(source: _Source) -> tokenizers.Tokenizer:
         control=_ids_of(types, gguf.TokenType.CONTROL),
         whole=_ids_of(types, gguf.TokenType.USER_DEFINED),
     )
+
+
+def _sentence_piece(source: _Source) -> tokenizers.Tokenizer:
+    tokens, types = source.value("tokenizer.ggml.tokens"), source.value("tokenizer.ggml.token_type")
+    return sentence_piece.build(
+        tokens,
+        source.value("tokenizer.ggml.scores"),
+        unknown=next((tokens[index] for index in _ids_of(types, gguf.TokenType.UNKNOWN)), None),
+        control=_ids_of(types, gguf.TokenType.CONTROL),
+        whole=_ids_of(types, gguf.TokenType.USER_DEFINED),
+        begins_with_space=source.values.get("tokenizer.ggml.add_space_prefix", True),
+    )
+
+
+_TOKENIZERS: Final[Mapping[str, Callable[[_Source], tokenizers.Tokenizer]]] = {
+    "gpt2": _byte_level,
+    "llama": _sentence_piece,
+}
+"""By `tokenizer.ggml.model`."""
 
 
 def _ids_of(types: Iterable[int], wanted: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import tokenizers
 
-from worker.model import config, reading, safetensors
+from worker.model import config, reading, safetensors, spelling
 from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
 from worker.model.errors import UnreadableWeights, UnsupportedModel
@@ -123,6 +123,7 @@ def _tokenizer(folder: Path) -> tokenizers.Tokenizer:
         raise UnreadableWeights(f"{folder.name} has no {_TOKENIZER_NAME}") from None
     except Exception as error:  # the library raises nothing narrower
         raise UnreadableWeights(f"{folder.name}/{_TOKENIZER_NAME} is not a tokenizer ({error})") from error
+    spelling.of(backend)  # or we could not read its answers
     backend.no_padding()
     backend.no_truncation()
     return backend

@@ -57,8 +57,8 @@ def test_a_separate_lm_head_is_used(path: Path) -> None:
     ("metadata", "message"),
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba'.*supported: llama"),
-        ({"tokenizer.ggml.model": "llama"}, "kind 'llama'.*supported: gpt2"),
-        ({"tokenizer.ggml.pre": "tekken"}, "'tekken'.*supported: smollm"),
+        ({"tokenizer.ggml.model": "bert"}, "kind 'bert'.*supported: gpt2, llama"),
+        ({"tokenizer.ggml.pre": "tekken"}, "'tekken'.*supported: gpt-2"),
         ({"llama.rope.scaling.type": "ntk"}, "way named 'ntk'.*supported: default, linear"),
         ({"llama.expert_count": 4}, "expert_count = 4"),
     ],
