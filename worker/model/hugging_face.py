@@ -78,7 +78,7 @@ def _refuse_variants(settings: Config) -> None:
         raise UnsupportedModel(
             f"{settings.origin} says that the weights are quantized already; use the model they were made from"
         )
-    if settings.has("use_bidirectional_attention"):
+    if settings.values.get("use_bidirectional_attention"):
         raise UnsupportedModel(f"{settings.origin} is of a model that reads both ways, which does not write answers")
 
 

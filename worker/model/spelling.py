@@ -45,14 +45,6 @@ def _piece_bytes(token: str, *, space: str, has_bytes: bool) -> bytes:
     return token.replace(space, " ").encode()
 
 
-def drops_first_space(backend: tokenizers.Tokenizer) -> bool:
-    """Is a space at the beginning of a text no part of it, but put there when text became tokens?"""
-    return any(
-        (step.get("type") == "Strip" and step.get("start")) or step.get("prepend_scheme") in ("first", "always")
-        for step in _steps(backend)
-    )
-
-
 def _steps(backend: tokenizers.Tokenizer) -> Iterator[dict[str, Any]]:
     if backend.decoder is None:
         return
