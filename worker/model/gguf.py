@@ -1,20 +1,19 @@
-"""Reads GGUF, the one-file format of llama.cpp: shape, tokenizer and template are metadata, weights the rest.
+"""Reads a model in GGUF, the one-file format of llama.cpp: shape, tokenizer and template are metadata.
 
 Names and meanings: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Metadata is put into the words of
 config.json, so that `reading` serves both. Tensors stay in the mapped file, quantized, until a layer is
 asked for.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import gguf
-import numpy as np
 import tokenizers
 
-from worker.model import byte_level, reading, sentence_piece
+from worker.model import byte_level, gguf_file, reading, sentence_piece
 from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
 from worker.model.errors import UnreadableWeights, UnsupportedModel
@@ -84,15 +83,18 @@ _ENDS: Final = frozenset(
     {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>"}
 )
 
+_Value = TypeVar("_Value")
+
 
 def read(path: Path) -> Checkpoint:
     """Open a GGUF file; it must stay in place until the checkpoint's weights have been read.
 
     Raises UnreadableWeights if it is not a whole GGUF file, UnsupportedModel if we cannot run what it holds.
     """
-    source = _open(path)
+    file = gguf_file.read(path)
+    source = _Source(path, file.values)
     architecture = _architecture(source)
-    tensors = Tensors(path.name, _stored(source, architecture))
+    tensors = Tensors(path.name, _in_our_order(file.tensors, source, architecture))
     described = reading.describe(
         _config(source, architecture, tensors),
         tied_embeddings=_NAMES.lm_head not in tensors.stored,
@@ -107,7 +109,7 @@ def read(path: Path) -> Checkpoint:
         spec=described.spec,
         weights=weights,
         tokenizer=_tokenizer(source),
-        chat_template=source.value("tokenizer.chat_template"),
+        chat_template=source.value("tokenizer.chat_template", str),
         bos_token=_token_text(source, "bos"),
         eos_token=_token_text(source, "eos"),
     )
@@ -115,37 +117,57 @@ def read(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The metadata and tensors of one file, with errors that name the file."""
+    """The metadata of one file, with errors that name the file."""
 
     path: Path
     values: Mapping[str, Any]
-    tensors: Mapping[str, gguf.ReaderTensor]
 
-    def value(self, key: str) -> Any:
-        if key not in self.values:
+    def value(self, key: str, kind: type[_Value]) -> _Value:
+        found = self.values.get(key)
+        if found is None:
             raise UnreadableWeights(f"{self.path.name} has no '{key}' in its metadata")
-        return self.values[key]
+        if not isinstance(found, kind):
+            raise UnreadableWeights(f"{self.path.name} has {key} = {str(found)[:80]}, which is no {kind.__name__}")
+        return found
 
+    def value_or(self, key: str, default: _Value) -> _Value:
+        return self.value(key, type(default)) if key in self.values else default
 
-def _open(path: Path) -> _Source:
-    try:
-        reader = gguf.GGUFReader(path)
-        values = {key: stored.contents() for key, stored in reader.fields.items()}
-    except OSError as error:
-        raise UnreadableWeights(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # the reader has no errors of its own: a broken file can raise any
-        raise UnreadableWeights(f"{path.name} is not a GGUF file, or not all of one ({error})") from error
-    return _Source(path, values, {tensor.name: tensor for tensor in reader.tensors})
+    def each(self, key: str, kind: type[_Value]) -> list[_Value]:
+        found = self.value(key, list)
+        if not all(isinstance(one, kind) for one in found):
+            raise UnreadableWeights(f"{self.path.name} has something in {key} that is no {kind.__name__}")
+        return found
+
+    def token_id(self, name: str) -> int | None:
+        """One of the tokens with a meaning, where the file names it."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key not in self.values:
+            return None
+        index = self.value(key, int)
+        if index >= len(self.tokens()):
+            raise UnreadableWeights(f"{self.path.name} has {key} = {index}, and {len(self.tokens())} tokens")
+        return index
+
+    def tokens(self) -> list[str]:
+        return self.each("tokenizer.ggml.tokens", str)
+
+    def tokens_of(self, kind: gguf.TokenType) -> list[int]:
+        """The ids of all tokens of a kind."""
+        kinds = self.each("tokenizer.ggml.token_type", int)
+        if len(kinds) != len(self.tokens()):
+            raise UnreadableWeights(f"{self.path.name} has {len(self.tokens())} tokens, and kinds for {len(kinds)}")
+        return [index for index, found in enumerate(kinds) if found == kind]
 
 
 def _architecture(source: _Source) -> str:
-    architecture: str = source.value("general.architecture")
+    architecture = source.value("general.architecture", str)
     if architecture not in _MODEL_TYPES:
         raise UnsupportedModel(
             f"{source.path.name} is of the architecture '{architecture}', which is not supported; supported: "
             + ", ".join(_MODEL_TYPES)
         )
-    if experts := source.values.get(f"{architecture}.expert_count"):
+    if experts := source.value_or(f"{architecture}.expert_count", 0):
         raise UnsupportedModel(f"{source.path.name} has expert_count = {experts}; only 0 is supported so far")
     return architecture
 
@@ -154,12 +176,11 @@ def _config(source: _Source, architecture: str, tensors: Tensors) -> Config:
     """The metadata in the words of config.json."""
     values = {key: source.values.get(f"{architecture}.{name}") for key, name in _KEYS.items()}
     values["model_type"] = _MODEL_TYPES[architecture]
-    values["vocab_size"] = len(source.value("tokenizer.ggml.tokens"))
-    for token in ("bos", "padding"):
-        values[f"{token[:3]}_token_id"] = source.values.get(f"tokenizer.ggml.{token}_token_id")
+    values["vocab_size"] = len(source.tokens())
+    values["bos_token_id"], values["pad_token_id"] = source.token_id("bos"), source.token_id("padding")
     config = Config(source.path.name, values)
     head_size = config.whole("head_dim", config.whole("hidden_size") // config.whole("num_attention_heads"))
-    turned = source.values.get(f"{architecture}.rope.dimension_count", head_size)
+    turned = source.value_or(f"{architecture}.rope.dimension_count", head_size)
     more = {
         "partial_rotary_factor": turned / head_size,
         "rope_scaling": _scaling(source, architecture, tensors, turned),
@@ -180,7 +201,7 @@ def _scaling(source: _Source, architecture: str, tensors: Tensors, turned: int) 
                 "rope_type": "longrope",
                 "short_factor": tensors.take(table, (turned // 2,))().tolist(),
                 "attention_factor": told("attn_factor") or 1.0,
-                "original_max_position_embeddings": trained or source.value(f"{architecture}.context_length"),
+                "original_max_position_embeddings": trained or source.value(f"{architecture}.context_length", int),
             }
     way = told("type") or "none"
     return {
@@ -190,26 +211,18 @@ def _scaling(source: _Source, architecture: str, tensors: Tensors, turned: int) 
     }
 
 
-def _stored(source: _Source, architecture: str) -> dict[str, StoredTensor]:
-    stored = {name: _stored_tensor(tensor) for name, tensor in source.tensors.items()}
+def _in_our_order(
+    tensors: Mapping[str, StoredTensor], source: _Source, architecture: str
+) -> Mapping[str, StoredTensor]:
     if architecture not in _PAIRED:
-        return stored
-    heads = source.value(f"{architecture}.attention.head_count")
-    kv_heads = source.values.get(f"{architecture}.attention.head_count_kv", heads)
+        return tensors
+    heads = source.value(f"{architecture}.attention.head_count", int)
+    kv_heads = source.value_or(f"{architecture}.attention.head_count_kv", heads)
+    ordered = dict(tensors)
     for part, count in (("query", heads), ("key", kv_heads)):
-        for name in [name for name in stored if f".{_PARTS[part]}." in name]:
-            stored[name] = _in_order(stored[name], count)
-    return stored
-
-
-def _stored_tensor(tensor: gguf.ReaderTensor) -> StoredTensor:
-    shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF counts from the innermost
-    return StoredTensor(shape, lambda: _dequantized(tensor))
-
-
-def _dequantized(tensor: gguf.ReaderTensor) -> Tensor:
-    values: Tensor = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-    return values
+        for name in [name for name in tensors if f".{_PARTS[part]}." in name]:
+            ordered[name] = _in_order(tensors[name], count)
+    return ordered
 
 
 def _in_order(tensor: StoredTensor, heads: int) -> StoredTensor:
@@ -227,7 +240,7 @@ def halves_together(rows: Tensor, heads: int) -> Tensor:
 
 
 def _tokenizer(source: _Source) -> tokenizers.Tokenizer:
-    kind = source.value("tokenizer.ggml.model")
+    kind = source.value("tokenizer.ggml.model", str)
     if kind not in _TOKENIZERS:
         raise UnsupportedModel(
             f"{source.path.name} has a tokenizer of the kind '{kind}', which is not supported; supported: "
@@ -237,25 +250,24 @@ def _tokenizer(source: _Source) -> tokenizers.Tokenizer:
 
 
 def _byte_level(source: _Source) -> tokenizers.Tokenizer:
-    types = source.value("tokenizer.ggml.token_type")
     return byte_level.build(
-        source.value("tokenizer.ggml.tokens"),
-        source.value("tokenizer.ggml.merges"),
-        source.value("tokenizer.ggml.pre"),
-        control=_ids_of(types, gguf.TokenType.CONTROL),
-        whole=_ids_of(types, gguf.TokenType.USER_DEFINED),
+        source.tokens(),
+        source.each("tokenizer.ggml.merges", str),
+        source.value("tokenizer.ggml.pre", str),
+        control=source.tokens_of(gguf.TokenType.CONTROL),
+        whole=source.tokens_of(gguf.TokenType.USER_DEFINED),
     )
 
 
 def _sentence_piece(source: _Source) -> tokenizers.Tokenizer:
-    tokens, types = source.value("tokenizer.ggml.tokens"), source.value("tokenizer.ggml.token_type")
+    tokens = source.tokens()
     return sentence_piece.build(
         tokens,
-        source.value("tokenizer.ggml.scores"),
-        unknown=next((tokens[index] for index in _ids_of(types, gguf.TokenType.UNKNOWN)), None),
-        control=_ids_of(types, gguf.TokenType.CONTROL),
-        whole=_ids_of(types, gguf.TokenType.USER_DEFINED),
-        begins_with_space=source.values.get("tokenizer.ggml.add_space_prefix", True),
+        source.each("tokenizer.ggml.scores", float),
+        unknown=next((tokens[index] for index in source.tokens_of(gguf.TokenType.UNKNOWN)), None),
+        control=source.tokens_of(gguf.TokenType.CONTROL),
+        whole=source.tokens_of(gguf.TokenType.USER_DEFINED),
+        begins_with_space=source.value_or("tokenizer.ggml.add_space_prefix", True),
     )
 
 
@@ -266,19 +278,14 @@ _TOKENIZERS: Final[Mapping[str, Callable[[_Source], tokenizers.Tokenizer]]] = {
 """By `tokenizer.ggml.model`."""
 
 
-def _ids_of(types: Iterable[int], wanted: int) -> list[int]:
-    return [index for index, kind in enumerate(types) if kind == wanted]
-
-
 def _ends(source: _Source) -> tuple[int, ...]:
     """All ids that end an answer: those that the file says, and control tokens known for it."""
-    said = {source.values.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
-    tokens = source.value("tokenizer.ggml.tokens")
-    control = _ids_of(source.value("tokenizer.ggml.token_type"), gguf.TokenType.CONTROL)
-    known = {index for index in control if tokens[index] in _ENDS}
+    said = {source.token_id(kind) for kind in ("eos", "eot", "eom")}
+    tokens = source.tokens()
+    known = {index for index in source.tokens_of(gguf.TokenType.CONTROL) if tokens[index] in _ENDS}
     return tuple(sorted(index for index in said | known if index is not None))
 
 
 def _token_text(source: _Source, kind: str) -> str:
-    index = source.values.get(f"tokenizer.ggml.{kind}_token_id")
-    return "" if index is None else str(source.value("tokenizer.ggml.tokens")[index])
+    index = source.token_id(kind)
+    return "" if index is None else source.tokens()[index]

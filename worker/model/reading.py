@@ -57,12 +57,18 @@ def describe(config: Config, *, tied_embeddings: bool, eos_token_ids: tuple[int,
     config = config.over(architecture.defaults)
     heads, layers = config.whole("num_attention_heads"), config.whole("num_hidden_layers")
     head_size = config.whole("head_dim", max(1, config.whole("hidden_size") // heads))
+    kv_heads = config.whole("num_key_value_heads", heads)
+    if head_size % 2 or heads % kv_heads:
+        raise UnsupportedModel(
+            f"{config.origin} has {heads} heads of {head_size} numbers and {kv_heads} for keys and values, which do not "
+            "go together"
+        )
     windows = tuple(_window(architecture, config, index) for index in range(min(layers, 10_000)))
     spec = ModelSpec(
         architecture=name,
         layers=layers,
         heads=heads,
-        kv_heads=config.whole("num_key_value_heads", heads),
+        kv_heads=kv_heads,
         head_size=head_size,
         hidden=config.whole("hidden_size"),
         intermediate=config.whole("intermediate_size"),

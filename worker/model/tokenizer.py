@@ -47,7 +47,8 @@ class Tokenizer:
         }
         self._swallowing = {token.content for token in added.values() if token.rstrip}
         self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
-        self._control_beginnings = tuple({text[:end] for text in self._control for end in range(1, len(text))})
+        self._control_beginnings = {text[:end] for text in self._control for end in range(1, len(text))}
+        self._beginning_max = max(map(len, self._control_beginnings), default=0)
         self._encode_kept = lru_cache(_KEPT_TEXTS)(self._encode)
 
     @cached_property
@@ -72,7 +73,7 @@ class Tokenizer:
         text = text.replace(_MARK, _MARK * 2)
         text = self._control_pattern.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
         # What follows in the template could complete it.
-        return text + _MARK if text.endswith(self._control_beginnings) else text
+        return text + _MARK if self._could_go_on(text) else text
 
     def encode_template(self, text: str) -> list[int]:
         """The ids of a rendered template whose foreign texts all went through `shield`."""
@@ -103,6 +104,10 @@ class Tokenizer:
     def as_json(self) -> str:
         """The tokenizer in Hugging Face's format."""
         return self._backend.to_str()
+
+    def _could_go_on(self, text: str) -> bool:
+        ends = range(1, 1 + min(self._beginning_max, len(text)))
+        return any(text[-length:] in self._control_beginnings for length in ends)
 
     def _ids(self, text: str, *, begins: bool) -> tuple[int, ...]:
         if not text:
@@ -135,8 +140,20 @@ def load(path: Path, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> Toke
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern that finds the longest of the texts at the first place where one stands."""
-    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    """A pattern that finds the longest of the texts at the first place where one stands.
+
+    What texts have in common at their beginning is looked at once: some models have thousands of control tokens.
+    """
+    ends = False
+    rest: dict[str, list[str]] = {}
+    for text in texts:
+        ends = ends or not text
+        if text:
+            rest.setdefault(text[0], []).append(text[1:])
+    if not rest:
+        return ""
+    branches = "|".join(re.escape(sign) + _any_of(tails) for sign, tails in sorted(rest.items()))
+    return f"(?:{branches})?" if ends else f"(?:{branches})"
 
 
 def _without_marks(text: str) -> str:

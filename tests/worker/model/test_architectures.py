@@ -37,7 +37,8 @@ def token_ids(name: str) -> list[int]:
 
 def before_version_5(config: dict[str, Any]) -> dict[str, Any]:
     """The same config.json as transformers 4 and hub folders spell it."""
-    spelled = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")}
+    newer = ("rope_parameters", "layer_types", "no_rope_layers")
+    spelled = {key: value for key, value in config.items() if key not in newer}
     ropes = config.get("rope_parameters") or {}
     local, whole = ropes.get("sliding_attention", {}), ropes.get("full_attention", ropes)
     if local:

@@ -1,11 +1,14 @@
 """What is read from a folder of Hugging Face, and what is refused."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests import tiny_model
 from tests.worker.model import tiny_folder
@@ -142,6 +145,8 @@ def test_a_folder_that_changed_is_another_model(path: Path, tmp_path: Path) -> N
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "way named 'dynamic'.*supported: default"),
         ({"quantization_config": {"bits": 4}}, "quantized already"),
         ({"use_bidirectional_attention": True}, "reads both ways"),
+        ({"num_key_value_heads": 3}, "4 heads of 16 numbers and 3 for keys and values"),
+        ({"head_dim": 15}, "4 heads of 15 numbers"),
         ({"sliding_window": 8, "layer_types": ["full_attention", "chunked_attention"]}, "kind 'chunked_attention'"),
     ],
 )
@@ -227,6 +232,21 @@ def test_a_tensor_outside_its_file_is_refused(path: Path, entry: Any) -> None:
     header = json.dumps({"model.norm.weight": entry}).encode()
     (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UnreadableWeights, match=r"model\.safetensors is not a safetensors file"):
+        hugging_face.read(path)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_header_does_worse_than_to_be_refused(path: Path, data: st.DataObject) -> None:
+    weights = path / "model.safetensors"
+    tiny_folder.write_safetensors(weights, tiny_folder.tensors())
+    content = bytearray(weights.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, 2500))
+        written = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"[", b"]", b"9", b"-1", b'"', b"{}"]))
+        content[place : place + len(written)] = written
+    weights.write_bytes(content)
+    with contextlib.suppress(UnreadableWeights, UnsupportedModel):
         hugging_face.read(path)
 
 
