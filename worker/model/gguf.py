@@ -16,7 +16,7 @@ import tokenizers
 from worker.model import byte_level, gguf_file, reading, sentence_piece
 from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
-from worker.model.errors import UnreadableWeights, UnsupportedModel
+from worker.model.errors import NoChatTemplate, UnreadableWeights, UnsupportedModel
 from worker.model.reading import Names
 from worker.model.tensors import StoredTensor, Tensors
 from worker.model.weights import Tensor
@@ -86,10 +86,11 @@ _ENDS: Final = frozenset(
 _Value = TypeVar("_Value")
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, chat_template: str | None = None) -> Checkpoint:
     """Open a GGUF file; it must stay in place until the checkpoint's weights have been read.
 
-    Raises UnreadableWeights if it is not a whole GGUF file, UnsupportedModel if we cannot run what it holds.
+    A `chat_template` is taken instead of the file's. Raises UnreadableWeights if it is not a whole GGUF file,
+    UnsupportedModel if we cannot run what it holds.
     """
     file = gguf_file.read(path)
     source = _Source(path, file.values)
@@ -109,7 +110,7 @@ def read(path: Path) -> Checkpoint:
         spec=described.spec,
         weights=weights,
         tokenizer=_tokenizer(source),
-        chat_template=source.value("tokenizer.chat_template", str),
+        chat_template=chat_template or _template(source),
         bos_token=_token_text(source, "bos"),
         eos_token=_token_text(source, "eos"),
     )
@@ -237,6 +238,12 @@ def halves_together(rows: Tensor, heads: int) -> Tensor:
     """
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _template(source: _Source) -> str:
+    if "tokenizer.chat_template" not in source.values:
+        raise NoChatTemplate(source.path.name)
+    return source.value("tokenizer.chat_template", str)
 
 
 def _tokenizer(source: _Source) -> tokenizers.Tokenizer:

@@ -11,7 +11,7 @@ import tokenizers
 from worker.model import config, reading, safetensors, spelling
 from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
-from worker.model.errors import UnreadableWeights, UnsupportedModel
+from worker.model.errors import NoChatTemplate, UnreadableWeights, UnsupportedModel
 from worker.model.reading import Names
 from worker.model.spec import ModelSpec
 from worker.model.tensors import Tensors
@@ -40,10 +40,11 @@ def files_of(folder: Path) -> list[Path]:
     return sorted([path for name in said if (path := folder / name).is_file()] + safetensors.files_of(folder))
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, chat_template: str | None = None) -> Checkpoint:
     """Open a folder; it must stay in place until the checkpoint's weights have been read.
 
-    Raises UnreadableWeights if a file is missing or broken, UnsupportedModel if we cannot run what it holds.
+    A `chat_template` is taken instead of the folder's. Raises UnreadableWeights if a file is missing or broken,
+    UnsupportedModel if we cannot run what it holds.
     """
     settings = config.read(folder / CONFIG_NAME)
     _refuse_variants(settings)
@@ -52,7 +53,7 @@ def read(folder: Path) -> Checkpoint:
     names = _names(tensors)
     backend = _tokenizer(folder)
     tokens = config.read_if_there(folder / _TOKENS_NAME)
-    templates = _templates(folder, tokens)
+    templates = _Templates(chat_template, None) if chat_template else _templates(folder, tokens)
     described = reading.describe(
         text_settings,
         tied_embeddings=names.lm_head not in tensors.stored,
@@ -152,10 +153,7 @@ def _templates(folder: Path, tokens: Config) -> _Templates:
         named = _by_name(found)
         if "default" in named:
             return _Templates(named["default"], named.get("tool_use"))
-    raise UnsupportedModel(
-        f"{folder.name} has no chat template, so it was not made for conversations; if you know one, put it into "
-        f"{_TEMPLATE_NAME} beside {CONFIG_NAME}"
-    )
+    raise NoChatTemplate(folder.name)
 
 
 def _by_name(kept: Any) -> dict[str, str]:

@@ -60,8 +60,8 @@ def describe(config: Config, *, tied_embeddings: bool, eos_token_ids: tuple[int,
     kv_heads = config.whole("num_key_value_heads", heads)
     if head_size % 2 or heads % kv_heads:
         raise UnsupportedModel(
-            f"{config.origin} has {heads} heads of {head_size} numbers and {kv_heads} for keys and values, which do not "
-            "go together"
+            f"{config.origin} has {heads} heads of {head_size} numbers and {kv_heads} for keys and values, which do "
+            "not go together"
         )
     windows = tuple(_window(architecture, config, index) for index in range(min(layers, 10_000)))
     spec = ModelSpec(

@@ -156,6 +156,29 @@ class HuggingFaceFolder:
         return self.path
 
 
+@dataclass(frozen=True, slots=True)
+class Templated:
+    """A model that is to be asked by another template than its own."""
+
+    source: Source
+    chat_template: str
+
+    @property
+    def default_name(self) -> str:
+        return self.source.default_name
+
+    @property
+    def reference(self) -> str:
+        return self.source.reference
+
+    @property
+    def origin(self) -> str:
+        return f"{self.source.origin}+template@sha256:{hashlib.sha256(self.chat_template.encode()).hexdigest()}"
+
+    def fetch(self, folder: Path, progress: Progress) -> Path:
+        return self.source.fetch(folder, progress)
+
+
 def resolve(text: str) -> Source:
     """What a user means by `gristmill models add TEXT`. Raises UnknownModel, naming what there is."""
     if text in SOURCES:

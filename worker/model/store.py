@@ -15,7 +15,7 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, ModelError, UnknownModel, UnsupportedModel
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
-from worker.model.sources import Source
+from worker.model.sources import Source, Templated
 
 # Two hyphens stand for the slash in a folder's name, so a name cannot hold them.
 _NAME: Final = re.compile(r"(?!.*(--|\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]|[A-Za-z0-9]")
@@ -32,17 +32,20 @@ def add(
     models_dir: Path,
     name: str | None = None,
     precision: str | None = None,
+    chat_template: str | None = None,
     progress: Callable[[str], None] = _silent,
 ) -> ModelFolder:
     """Fetch, convert and keep a model; give the one that is there if it is the same and whole.
 
     `source` is a known short name, or the path of a .gguf file or of a Hugging Face folder. Without a `precision`,
     one that is there already is taken as it is, and a new one is made in the fastest for this machine and this
-    model. Several processes may add the same model: one converts, the others wait for it. A model is there whole
-    or not at all, also after a crash.
+    model. A `chat_template`, in Jinja, is taken instead of the model's own. Several processes may add the same
+    model: one converts, the others wait for it. A model is there whole or not at all, also after a crash.
     Raises a ModelError that says what is wrong in one sentence.
     """
     wanted = sources.resolve(source)
+    if chat_template is not None:
+        wanted = Templated(wanted, chat_template)
     wanted_precision = Precision.parse(precision) if precision else None
     chosen = name or wanted.default_name
     target = path_of(chosen, models_dir)
@@ -126,7 +129,8 @@ def _convert(
         built.mkdir()
         weights = source.fetch(fetched, progress)
         progress(f"Reading {weights.name}")
-        checkpoint = hugging_face.read(weights) if weights.is_dir() else gguf.read(weights)
+        read = hugging_face.read if weights.is_dir() else gguf.read
+        checkpoint = read(weights, source.chat_template if isinstance(source, Templated) else None)
         precision = _precision(checkpoint, name, wanted, progress)
         progress(f"Writing the {precision} graph of {name}")
         folder.write(

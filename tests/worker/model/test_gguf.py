@@ -93,8 +93,15 @@ def test_merges_of_another_vocabulary_are_refused(path: Path) -> None:
 
 
 def test_missing_metadata_is_named(path: Path) -> None:
-    with pytest.raises(UnreadableWeights, match=r"no 'tokenizer\.chat_template'"):
-        gguf.read(tiny_gguf.write(path, {"tokenizer.chat_template": None}))
+    with pytest.raises(UnreadableWeights, match=r"no 'tokenizer\.ggml\.merges'"):
+        gguf.read(tiny_gguf.write(path, {"tokenizer.ggml.merges": None}))
+
+
+def test_a_file_without_a_template_can_be_given_one(path: Path) -> None:
+    tiny_gguf.write(path, {"tokenizer.chat_template": None})
+    with pytest.raises(UnsupportedModel, match=r"no chat template.*--chat-template FILE"):
+        gguf.read(path)
+    assert gguf.read(path, "asked so").chat_template == "asked so"
 
 
 KINDS = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]

@@ -184,10 +184,15 @@ def test_a_tensor_that_would_be_left_out_is_refused(path: Path) -> None:
         hugging_face.read(path)
 
 
-def test_a_model_without_a_template_is_told_where_to_put_one(path: Path) -> None:
+def test_a_model_without_a_template_can_be_given_one(path: Path, tmp_path: Path) -> None:
     change(path / "tokenizer_config.json", chat_template=None)
-    with pytest.raises(UnsupportedModel, match=r"no chat template.*chat_template\.jinja"):
-        hugging_face.read(path)
+    with pytest.raises(UnsupportedModel, match=r"no chat template.*--chat-template FILE"):
+        model.add(str(path), tmp_path / "models")
+    added = model.add(str(path), tmp_path / "models", chat_template="asked so")
+    assert added.chat_template() == "asked so"
+    assert model.add(str(path), tmp_path / "models", chat_template="asked so") == added
+    with pytest.raises(model.ModelError, match="there already"):
+        model.add(str(path), tmp_path / "models", chat_template="asked otherwise")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
