@@ -136,7 +136,7 @@ class _Source:
 
     def each(self, key: str, kind: type[_Value]) -> list[_Value]:
         found = self.value(key, list)
-        if not all(isinstance(one, kind) for one in found):
+        if set(map(type, found)) - {kind}:
             raise UnreadableWeights(f"{self.path.name} has something in {key} that is no {kind.__name__}")
         return found
 

@@ -23,6 +23,7 @@ _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _DIMENSIONS_MAX: Final = 4
 _DEPTH_MAX: Final = 4
+_STEP_NUMBERS: Final = 1 << 18
 
 _STRING, _ARRAY = 8, 9
 _NUMBERS: Final = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8"}
@@ -47,7 +48,7 @@ class GgufFile:
 def read(path: Path) -> GgufFile:
     """Raises UnreadableWeights if it is not a whole GGUF file."""
     try:
-        content: _Bytes = np.memmap(path, np.uint8, "r")
+        content: _Bytes = np.asarray(np.memmap(path, np.uint8, "r"))
         return _Reader(content.data, content).file()
     except OSError as error:
         raise UnreadableWeights(f"{path} cannot be read: {error.strerror}") from error
@@ -158,6 +159,11 @@ class _Reader:
 
 
 def _dequantized(content: _Bytes, kind: gguf.GGMLQuantizationType) -> Tensor:
-    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    values: Tensor = gguf.dequantize(content.reshape(-1, block_bytes), kind).astype(np.float32, copy=False)
+    """Some blocks at a time, as one line: the library takes lines 16 at once, however short they are."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    values = np.empty(len(content) // block_bytes * block, np.float32)
+    step = max(1, _STEP_NUMBERS // block)
+    for first in range(0, len(content) // block_bytes, step):
+        blocks = content[first * block_bytes : (first + step) * block_bytes]
+        values[first * block : (first + step) * block] = gguf.dequantize(blocks[None, :], kind)[0]
     return values

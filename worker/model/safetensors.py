@@ -50,7 +50,7 @@ def read(folder: Path) -> dict[str, StoredTensor]:
 def read_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file."""
     try:
-        content: _Bytes = np.memmap(path, np.uint8, "r")
+        content: _Bytes = np.asarray(np.memmap(path, np.uint8, "r"))
         header, start = _header(content)
         return {name: _stored(name, entry, content[start:]) for name, entry in header.items() if name != "__metadata__"}
     except OSError as error:
