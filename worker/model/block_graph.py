@@ -346,12 +346,15 @@ class _Decoder:
             return tensor
         ones = self.file.tensor(f"{place}.ones", np.ones(self.spec.head_size, np.float32))
         gains = np.repeat([layer.query_norm, layer.key_norm], [self.spec.heads, self.spec.kv_heads], axis=0)
-        heads = self.file.node("Reshape", [tensor, "shape_turning_heads"], f"{place}.heads")
+        count = self.spec.heads + self.spec.kv_heads
+        each = self.file.constant(f"{place}.each", [-1, count, self.spec.head_size])
+        heads = self.file.node("Reshape", [tensor, each], f"{place}.heads")
         normed = self.file.node(
             "SimplifiedLayerNormalization", [heads, ones], place, axis=-1, epsilon=self.spec.norm_epsilon
         )
         scaled = self.file.node("Mul", [normed, self.file.tensor(f"{place}.gains", gains)], f"{place}.scaled")
-        return self.file.node("Reshape", [scaled, "shape_turning"], f"{place}.output")
+        together = self.file.constant(f"{place}.together", [-1, count * self.spec.head_size])
+        return self.file.node("Reshape", [scaled, together], f"{place}.output")
 
     def _rotary(self, tensor: str, frequencies: Tensor | None) -> str:
         """Rotary embedding (RoFormer, arXiv 2104.09864) of [N, any heads * head_size]."""
@@ -462,8 +465,6 @@ class _Decoder:
             "group_repeats": [1, 1, group, 1],
             "qkv_sizes": [spec.heads * spec.head_size, *[spec.kv_heads * spec.head_size] * 2],
             "turning_sizes": [(spec.heads + spec.kv_heads) * spec.head_size, spec.kv_heads * spec.head_size],
-            "shape_turning_heads": [-1, spec.heads + spec.kv_heads, spec.head_size],
-            "shape_turning": [-1, (spec.heads + spec.kv_heads) * spec.head_size],
             "shape_flat": [-1],
             "shape_vectors": [-1, spec.head_size],
             "shape_groups": [-1, spec.kv_heads, group, spec.head_size],
