@@ -32,8 +32,8 @@ def models() -> None:
 def add(source: str, name: str | None, precision: str | None, chat_template: TextIO | None) -> None:
     """Fetch and convert a model.
 
-    SOURCE is a known name, such as smollm2-135m, a .gguf file, or a folder as Hugging Face has it: config.json,
-    safetensors, tokenizer.json.
+    SOURCE is a known name, such as smollm2-135m, a .gguf file, a folder as Hugging Face has it (config.json,
+    safetensors, tokenizer.json), or the id of one on its hub, OWNER/NAME.
     """
     folder = worker_models.add(
         source,

@@ -75,6 +75,8 @@ _NAMES: Final = Names("token_embd.weight", "output_norm.weight", "output.weight"
 _ROPE_FACTORS: Final = ("rope_freqs.weight", "rope_factors_short.weight")
 _NEEDLESS: Final = ("rope_factors_long.weight",)
 
+_LARGEST_GEMMAS: Final = (("gemma2", 46), ("gemma3", 62))
+
 _PAIRED: Final = frozenset({"llama", "smollm3", "granite"})
 """Architectures whose queries and keys lie in llama.cpp's order."""
 
@@ -178,6 +180,9 @@ def _config(source: _Source, architecture: str, tensors: Tensors) -> Config:
     values = {key: source.values.get(f"{architecture}.{name}") for key, name in _KEYS.items()}
     values["model_type"] = _MODEL_TYPES[architecture]
     values["vocab_size"] = len(source.tokens())
+    values["attention_bias"] = "blk.0.attn_output.bias" in tensors.stored
+    values["mlp_bias"] = "blk.0.ffn_up.bias" in tensors.stored
+    values["query_pre_attn_scalar"] = _scores_scalar(source, architecture)
     values["bos_token_id"], values["pad_token_id"] = source.token_id("bos"), source.token_id("padding")
     config = Config(source.path.name, values)
     head_size = config.whole("head_dim", config.whole("hidden_size") // config.whole("num_attention_heads"))
@@ -187,6 +192,15 @@ def _config(source: _Source, architecture: str, tensors: Tensors) -> Config:
         "rope_scaling": _scaling(source, architecture, tensors, turned),
     }
     return config.over(more)
+
+
+def _scores_scalar(source: _Source, architecture: str) -> int:
+    """What the scores of Gemma are divided by the root of: not in the file, but known of its largest."""
+    layers = source.value(f"{architecture}.block_count", int)
+    if (architecture, layers) not in _LARGEST_GEMMAS:
+        return source.value_or(f"{architecture}.attention.key_length", 256)
+    hidden, heads = (source.value(f"{architecture}.{key}", int) for key in ("embedding_length", "attention.head_count"))
+    return hidden // max(1, heads)
 
 
 def _scaling(source: _Source, architecture: str, tensors: Tensors, turned: int) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from worker.model import hugging_face
+from worker.model import hub, hugging_face
 from worker.model.errors import SourceUnavailable, UnknownModel, UnreadableWeights
+from worker.model.hub import HubModel
 
 Progress = Callable[[str], None]
 
@@ -188,9 +189,11 @@ def resolve(text: str) -> Source:
         return GgufFile(path.resolve())
     if hugging_face.is_model(path):
         return HuggingFaceFolder(path.resolve())
+    if hub.ID.fullmatch(text) and not path.exists() and path.suffix != ".gguf":
+        return HubModel(text)
     raise UnknownModel(
-        f"'{text}' is neither a .gguf file nor a folder with a {hugging_face.CONFIG_NAME} nor a known model; known "
-        f"models: {', '.join(sorted(SOURCES))}"
+        f"'{text}' is neither a .gguf file nor a folder with a {hugging_face.CONFIG_NAME} nor OWNER/NAME of the hub "
+        f"nor a known model; known models: {', '.join(sorted(SOURCES))}"
     )
 
 
