@@ -9,6 +9,7 @@ from typing import Any, Final
 from worker.model.errors import UnreadableWeights
 
 _FILE_BYTES_MAX: Final = 64 << 20
+_NUMBER_MAX: Final = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Config:
         found = self._told(key, default)
         if not self.has(key):
             return float(found)
-        if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < float("inf"):
+        if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < _NUMBER_MAX:
             raise self._wrong(key, "a number above zero")
         return float(found)
 
@@ -63,7 +64,7 @@ class Config:
         """A list of numbers."""
         try:
             return [float(found) for found in self.each(key)]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self._wrong(key, "a list of numbers") from None
 
     def ids(self, key: str) -> tuple[int, ...]:

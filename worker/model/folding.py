@@ -46,7 +46,13 @@ def fold_layer(layer: LayerWeights, multipliers: Multipliers, rope: Rope | None,
 
 
 def _times(read: Callable[[], Tensor], factor: np.float32) -> Callable[[], Tensor]:
-    return read if factor == 1 else lambda: read() * factor
+    """Without a second copy, where what is read belongs to us: an embedding can be the largest of all tensors."""
+
+    def multiplied() -> Tensor:
+        values = read()
+        return np.multiply(values, factor, out=values if values.flags.writeable else None)
+
+    return read if factor == 1 else multiplied
 
 
 def _with_residual_times(layer: LayerWeights, factor: np.float32) -> LayerWeights:

@@ -55,14 +55,8 @@ def describe(config: Config, *, tied_embeddings: bool, eos_token_ids: tuple[int,
         )
     architecture = ARCHITECTURES[name]
     config = config.over(architecture.defaults)
-    heads, layers = config.whole("num_attention_heads"), config.whole("num_hidden_layers")
-    head_size = config.whole("head_dim", max(1, config.whole("hidden_size") // heads))
-    kv_heads = config.whole("num_key_value_heads", heads)
-    if head_size % 2 or heads % kv_heads:
-        raise UnsupportedModel(
-            f"{config.origin} has {heads} heads of {head_size} numbers and {kv_heads} for keys and values, which do "
-            "not go together"
-        )
+    layers = config.whole("num_hidden_layers")
+    heads, kv_heads, head_size = _heads(config)
     windows = tuple(_window(architecture, config, index) for index in range(min(layers, 10_000)))
     spec = ModelSpec(
         architecture=name,
@@ -85,6 +79,19 @@ def describe(config: Config, *, tied_embeddings: bool, eos_token_ids: tuple[int,
         logits_softcap=config.number("final_logit_softcapping", 0.0),
     )
     return Described(architecture, config, spec)
+
+
+def _heads(config: Config) -> tuple[int, int, int]:
+    """How many for queries, how many for keys and values, and the numbers in one."""
+    heads = config.whole("num_attention_heads")
+    kv_heads = config.whole("num_key_value_heads", heads)
+    head_size = config.whole("head_dim", max(1, config.whole("hidden_size") // heads))
+    if head_size % 2 or heads % kv_heads:
+        raise UnsupportedModel(
+            f"{config.origin} has {heads} heads of {head_size} numbers and {kv_heads} for keys and values, which do "
+            "not go together"
+        )
+    return heads, kv_heads, head_size
 
 
 def weights(described: Described, tensors: Tensors, names: Names | None = None) -> Weights:

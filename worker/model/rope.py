@@ -34,7 +34,7 @@ def plain(size: int, theta: float) -> Tensor:
 def read(config: Config, head_size: int, kind: str) -> Rope:
     """The rope of the layers that config.json calls `kind`, "full_attention" or "sliding_attention".
 
-    Raises UnsupportedModel for a way of stretching that is not known.
+    Raises UnsupportedModel for a way of stretching that is not known, UnreadableWeights for numbers that cannot be.
     """
     scaling = _scaling(config, kind)
     share = config.over(scaling.values).number("partial_rotary_factor", 1.0)
@@ -46,7 +46,11 @@ def read(config: Config, head_size: int, kind: str) -> Rope:
             f"{config.origin} stretches its rotary embedding in the way named '{name}', which is not supported; "
             f"supported: {', '.join(_WAYS)}"
         )
-    return _WAYS[name](frequencies, scaling)
+    try:
+        with np.errstate(divide="raise", over="raise", invalid="raise"):
+            return _WAYS[name](frequencies, scaling)
+    except (ArithmeticError, ValueError) as error:
+        raise UnreadableWeights(f"{config.origin} has numbers for rotary embedding that cannot be ({error})") from error
 
 
 def context_length(config: Config) -> int:

@@ -114,6 +114,13 @@ def test_answers_written_together_have_the_logits_of_transformers(loop: GraphLoo
         assert_same(loop.run(0, [[ids[place]] for place in places], range(3)), truth(name)[places])
 
 
+def test_in_fp16_the_logits_are_nearly_the_same(name: str, tmp_path: Path) -> None:
+    loop = GraphLoop(write(tmp_path, name, recorded()[name]["config"], Precision.FP16), slots=1, room=48)
+    prompt = recorded()[name]["prompt"]
+    expected = truth(name)[: len(prompt)]
+    assert np.abs(loop.run(0, [prompt], range(len(prompt))) - expected).max() <= 0.01 * np.abs(expected).max()
+
+
 def test_an_older_spelling_of_the_settings_means_the_same(name: str, tmp_path: Path) -> None:
     config = recorded()[name]["config"]
     loop = GraphLoop(write(tmp_path, name, before_version_5(config)), slots=1, room=48)

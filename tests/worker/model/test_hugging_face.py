@@ -167,6 +167,23 @@ def test_what_we_cannot_run_is_refused_by_name(path: Path, values: dict[str, Any
         ({"intermediate_size": 95}, r"shape \(96, 64\), where \(95, 64\)"),
         ({"rope_scaling": {"type": "linear"}}, "does not say 'factor'"),
         ({"rope_scaling": 8}, "rope_scaling = 8, where an object"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps = 10*, where a number above zero"),
+        (
+            {"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "numbers for rotary embedding that cannot be",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 2.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 1.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            "numbers for rotary embedding that cannot be",
+        ),
         ({"eos_token_id": "</s>"}, "eos_token_id = </s>, where a token id"),
         ({"attention_bias": True}, r"no tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'"),
     ],
