@@ -1,7 +1,8 @@
 """How much of a run of 200 lines is spent outside the engine: the whole system against the bare engine.
 
 `make bench-system` runs it: the same 200 requests are answered once through upload, ledger, Celery worker and
-download, on embedded servers of their own, and once by the engine alone, with the same threads and slots.
+download, on embedded servers of their own, and once by the engine alone, with the same threads and slots; they
+take turns, three times each.
 """
 
 import os
@@ -31,6 +32,7 @@ from worker.chat import Chat
 
 MODEL = "smollm2-135m"
 LINES = 200
+REPEATS = 3
 TOPICS = ("rivers", "bread", "copper", "sailing", "the moon", "wool", "bees", "glass", "salt", "maps")
 SYSTEM = "You are a careful assistant. Answer in plain words, and say so when you do not know."
 
@@ -147,12 +149,13 @@ def main() -> None:
             ledger = database.connect(servers.addresses.database_url)
             database.run(ledger, lambda c: keys.ensure_project(c, keys.DEFAULT_PROJECT))
             ledger.dispose()
-            system = whole_system(servers.addresses, data_dir)
-        bare = bare_engine(folder, settings)
+            pairs = [(whole_system(servers.addresses, data_dir), bare_engine(folder, settings)) for _ in range(REPEATS)]
     print("| 200 lines | seconds | tokens in | tokens out | in/s | out/s |\n|---|---|---|---|---|---|")
-    print(system.row("whole system"))
-    print(bare.row("bare engine"))
-    print(f"system / bare engine: {bare.seconds / system.seconds:.1%} of its tokens a second")
+    for system, bare in pairs:
+        print(system.row("whole system"))
+        print(bare.row("bare engine"))
+    shares = sorted(bare.seconds / system.seconds for system, bare in pairs)
+    print(f"system / bare engine, of tokens a second: {', '.join(f'{share:.1%}' for share in shares)}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     Refusal
     ├── BadRequest            400
-    │   └── TooLong           400  context_length_exceeded
+    │   ├── TooLong           400  context_length_exceeded
+    │   └── ContentFiltered   400  content_filter
     ├── Unauthenticated       401
     ├── Forbidden             403
     ├── NotFound              404
+    ├── TimedOut              408  worth a retry
     ├── Conflict              409  never worth a retry
     ├── TooLarge              413
     ├── UnsupportedType       415
@@ -17,6 +19,7 @@ The mapping to the wire's envelope is in `jobs.contract.errors`.
 """
 
 import math
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -51,6 +54,18 @@ class TooLong(BadRequest):
         )
 
 
+class ContentFiltered(BadRequest):
+    """The operator's content filter does not let the prompt pass; the parameter is called as Azure calls it."""
+
+    def __init__(self, categories: Iterable[str]) -> None:
+        super().__init__(
+            "The response was filtered due to the prompt triggering the content filter of this server: "
+            f"{', '.join(sorted(categories))}. Please modify your prompt and retry.",
+            code="content_filter",
+            param="prompt",
+        )
+
+
 class Unauthenticated(Refusal):
     """No key, or one we do not know."""
 
@@ -68,6 +83,12 @@ class NotFound(Refusal):
     """Unknown, or somebody else's: the two are never told apart."""
 
     status = 404
+
+
+class TimedOut(Refusal):
+    """The client did not send what it began to."""
+
+    status = 408
 
 
 class Conflict(Refusal):

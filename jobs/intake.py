@@ -60,35 +60,35 @@ def ingest(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) ->
     )
     if epoch is None:
         return None
+    batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
+    assert batch is not None, "a leased batch exists"
     try:
-        return _ingest(engine, batch_id, epoch, settings)
+        return _ingest(engine, batch, epoch, settings)
     except Invalid as invalid:
         faults = invalid.faults
         database.run(engine, lambda c: batches.fail(c, batch_id, epoch, faults))
-        logger.info("batch failed validation", extra={"batch": batch_id, "faults": len(faults)})
+        logger.info("batch failed validation", extra={"batch": batch.public_id, "faults": len(faults)})
         return None
     except BaseException:
         database.run(engine, lambda c: batches.give_back(c, batch_id, epoch))
         raise
 
 
-def _ingest(engine: Engine, batch_id: int, epoch: int, settings: Settings) -> str | None:
-    batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
-    assert batch is not None, "a leased batch exists"
+def _ingest(engine: Engine, batch: Batch, epoch: int, settings: Settings) -> str | None:
     file = _input_file(engine, batch)
     known = {model.name for model in database.run(engine, models.find)}
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = '30min'"))
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
         check = Check(batch.endpoint, known)
-        copy_requests(connection, batch_id, check.lines(_whole(engine, file)))
+        copy_requests(connection, batch.id, check.lines(_whole(engine, file)))
         check.conclude()
-        leases.insert(connection, batch_id, check.order.chunks(settings.chunk_lines))
+        leases.insert(connection, batch.id, check.order.chunks(settings.chunk_lines))
         _refuse_without_room(connection, batch, check, settings)
-        if not batches.begin(connection, batch_id, epoch, model=check.model, total=len(check.order)):
+        if not batches.begin(connection, batch.id, epoch, model=check.model, total=len(check.order)):
             connection.rollback()  # cancelled meanwhile, or taken over
             return None
-    logger.info("batch began", extra={"batch": batch_id, "lines": len(check.order)})
+    logger.info("batch began", extra={"batch": batch.public_id, "lines": len(check.order)})
     return check.model
 
 

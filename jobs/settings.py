@@ -53,6 +53,9 @@ class Settings(BaseModel):
     watchdog_seconds: float = Field(
         120, gt=0, description="A model that makes no progress for this long ends its worker."
     )
+    requests_at_once: int = Field(
+        1_024, ge=1, description="Requests an API process answers at the same time; more are told to come again."
+    )
     requests_per_minute: int = Field(12_000, ge=1, description="Requests a minute that each key may make.")
     uploads_at_once: int = Field(16, ge=1, description="Uploads that each key may have under way.")
     open_batches: int = Field(1_000, ge=1, description="Batches of each key that have not ended.")
@@ -65,6 +68,18 @@ class Settings(BaseModel):
     )
     webhooks_to_private_addresses: bool = Field(
         False, description="Let webhooks go to private addresses, and by http without TLS."
+    )
+    filter_words: Path | None = Field(
+        None, description="File of words and patterns; a prompt or an answer that has one is filtered. Unset: none."
+    )
+    filter_classifier: Path | None = Field(
+        None, description="Folder of an ONNX text classifier that judges prompts and answers. Unset: none."
+    )
+    filter_labels: str | None = Field(
+        None, description="Its labels that are filtered, with the least probability: toxic=0.5,threat=0.3. Unset: all."
+    )
+    filter_guard: str | None = Field(
+        None, description="Name of an added guard model that judges prompts and answers. Unset: none."
     )
     file_size_max: int = Field(limits.FILE_SIZE_MAX, ge=1, description="Largest upload, in bytes.")
 

@@ -28,11 +28,14 @@ UNREACHABLE = (redis.exceptions.RedisError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Characters of one choice's text, the first of which stands at `start`, counted in characters."""
+    """Characters of one choice's text, the first of which stands at `start`, counted in characters. What a model
+    thinks is a text of its own.
+    """
 
     choice: int
     start: int
     text: str
+    is_thinking: bool = False
 
 
 class Publisher:
@@ -46,12 +49,12 @@ class Publisher:
         self._thread = threading.Thread(target=self._send_all, name="pieces", daemon=True)
         self._thread.start()
 
-    def publish(self, request_id: str, choice: int, text: str, *, start: int) -> None:
+    def publish(self, request_id: str, choice: int, text: str, *, start: int, is_thinking: bool = False) -> None:
         """Send `text`, before which there are `start` characters of this choice. Never more than will be in the answer.
 
         A request is known by the public id of its batch.
         """
-        content = orjson.dumps([choice, start, text])
+        content = orjson.dumps([choice, start, text, is_thinking])
         try:
             self._waiting.put_nowait((_channel(request_id), content))
         except queue.Full:

@@ -1,5 +1,7 @@
 """A model folder with random weights, written in milliseconds: answers are nonsense, all else is real."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +38,23 @@ SPEC = ModelSpec(
 )
 
 
-def write(path: Path, *, spec: ModelSpec = SPEC, seed: int = 0, precision: Precision = Precision.FP32) -> ModelFolder:
-    """Write the model into `path`, which is made; the same seed gives the same weights."""
+def write(
+    path: Path,
+    *,
+    spec: ModelSpec = SPEC,
+    seed: int = 0,
+    precision: Precision = Precision.FP32,
+    template: str = CHATML,
+    control: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> ModelFolder:
+    """Write the model into `path`, which is made; the same seed gives the same weights. `control` and `whole` are more
+    tokens: that steer the model, and of text that is never split.
+    """
     path.mkdir(parents=True)
     return folder.write(
         path,
-        checkpoint(spec, seed),
+        checkpoint(spec, seed, template, control, whole),
         name="tiny",
         source=f"seed {seed}",
         reference="tiny",
@@ -49,13 +62,27 @@ def write(path: Path, *, spec: ModelSpec = SPEC, seed: int = 0, precision: Preci
     )
 
 
-def checkpoint(spec: ModelSpec = SPEC, seed: int = 0) -> Checkpoint:
-    vocabulary = [*CONTROL, *byte_level.BYTE_OF_SIGN]
+def checkpoint(
+    spec: ModelSpec = SPEC,
+    seed: int = 0,
+    template: str = CHATML,
+    control: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> Checkpoint:
+    vocabulary = [*CONTROL, *byte_level.BYTE_OF_SIGN, *control, *whole]
+    ids = {token: place for place, token in enumerate(vocabulary)}
+    spec = replace(spec, vocabulary=spec.vocabulary + len(control) + len(whole))
     return Checkpoint(
         spec=spec,
         weights=_weights(spec, seed),
-        tokenizer=byte_level.build(vocabulary, [], "smollm", control=range(len(CONTROL)), whole=[]),
-        chat_template=CHATML,
+        tokenizer=byte_level.build(
+            vocabulary,
+            [],
+            "smollm",
+            control=[ids[token] for token in (*CONTROL, *control)],
+            whole=[ids[token] for token in whole],
+        ),
+        chat_template=template,
         bos_token="",
         eos_token="<|im_end|>",
     )

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -18,15 +18,17 @@ from jobs.hints import IO_QUEUE, Hints, create_app, model_queue
 from jobs.settings import Settings
 from jobs.streams import Publisher
 from jobs.sweeper import Sweeper
-from worker import engine, model, tasks
+from worker import engine, model, moderation, tasks
 from worker.chat import Chat
+from worker.model import ModelFolder
+from worker.moderation import ContentFilter
 from worker.pump import Pump
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # a worker that hears no hint looks for itself: the broker may be gone
 IO_THREADS = 2
-DIRECT_THREADS = 4  # beside the pumps, for direct completions
+PUMP_THREADS = 2  # one leases, the other makes it look
 EXIT_STUCK = 70
 
 
@@ -89,6 +91,17 @@ class Process:
                 slots_max=self.settings.slots,
             ),
         )
+        with inference, moderation.opened(self.settings) as content_filter:
+            self._pump(app, name, folder, inference, content_filter)
+
+    def _pump(
+        self,
+        app: Celery,
+        name: str,
+        folder: ModelFolder,
+        inference: engine.Engine,
+        content_filter: ContentFilter | None,
+    ) -> None:
         chat = Chat(folder, context_tokens=inference.context_tokens, fingerprint=f"fp_{folder.fingerprint[:12]}")
         pump = Pump(
             self.ledger,
@@ -98,15 +111,17 @@ class Process:
             model=name,
             settings=self.settings,
             publisher=self.publisher,
+            content_filter=content_filter,
         )
+        engines = [inference, *(content_filter.engines if content_filter else ())]
         tasks.register_pump(app, pump, self.owner)
-        with inference:
-            self._register()
-            database.run(self.ledger, lambda c: models.register(c, [name]))
-            logger.info("model loaded", extra={"model": name, "slots": inference.slots})
-            self._every(self.settings.heartbeat_seconds, lambda: self._beat_and_watch(pump, inference), "heartbeat")
-            self._every(LOOK_SECONDS, lambda: pump.run(self.owner), "look")
-            self._run_celery(app, model_queue(name), pump.chunks_max + DIRECT_THREADS, pump.drain)
+        self._register()
+        database.run(self.ledger, lambda c: models.register(c, [name]))
+        logger.info("model loaded", extra={"model": name, "slots": inference.slots})
+        self._every(self.settings.heartbeat_seconds, lambda: self._beat_and_watch(pump, engines), "heartbeat")
+        self._every(LOOK_SECONDS, lambda: pump.run(self.owner), "look")
+        self._run_celery(app, model_queue(name), PUMP_THREADS, pump.drain)
+        pump.close()
 
     def _run_celery(self, app: Celery, queue: str, threads: int, drain: Callable[[], None]) -> None:
         """Run the Celery worker in this thread; on a signal drain, then take everything down."""
@@ -174,12 +189,9 @@ class Process:
         self._register()
         return False
 
-    def _beat_and_watch(self, pump: Pump, inference: engine.Engine) -> None:
-        progress = inference.progress
-        is_stuck = progress.waiting + progress.running > 0 and (
-            monotonic() - progress.beat_at > self.settings.watchdog_seconds
-        )
-        if is_stuck or not inference.is_alive:
+    def _beat_and_watch(self, pump: Pump, engines: Sequence[engine.Engine]) -> None:
+        is_stuck = any(self._is_stuck(one) for one in engines)
+        if is_stuck or not all(one.is_alive for one in engines):
             # The device will not come back to this process; another takes over what it holds.
             logger.critical("engine stuck or failed; this process ends", extra={"is_stuck": is_stuck})
             os._exit(EXIT_STUCK)
@@ -193,3 +205,8 @@ class Process:
             lambda c: leases.renew(c, owner=owner, held=held, deadline_seconds=self.settings.lease_seconds),
         )
         pump.lose(held - still)
+
+    def _is_stuck(self, inference: engine.Engine) -> bool:
+        progress = inference.progress
+        is_late = monotonic() - progress.beat_at > self.settings.watchdog_seconds
+        return is_late and progress.waiting + progress.running > 0

@@ -1,16 +1,19 @@
 """Lease, answer, flush: where the ledger and the engine meet, and the only place.
 
-Several pumps run in one process and share one engine, so it goes on while a chunk's last lines finish.
+One thread leases; each leased chunk has a thread that asks its lines and takes the answers. So many lines are
+leased that the engine always has some that wait, however long a chunk's last line takes.
 """
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -28,7 +31,9 @@ from jobs.states import ChunkState
 from jobs.streams import Publisher
 from worker.chat import Answer, Asked, Chat
 from worker.chat.pieces import Publish
+from worker.chat.structure import Missed
 from worker.engine import Completion, Engine, EngineFailed, EngineStopped
+from worker.moderation import ContentFilter
 from worker.twins import Twins, likeness
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,9 @@ LOWEST_PRIORITY = 32_767
 FLUSH_RESULTS = 32
 TRIES = 3
 STORE_AGAIN_SECONDS = 2.0
+LOOK_SECONDS = 1.0  # while chunks are answered and no hint comes
+CHUNKS_MAX = 32
+DIRECT_MAX = 16  # completions outside batches, beside the chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,7 @@ class Pending:
     """A line in the engine's hands."""
 
     line: Line
+    body: dict[str, object]
     asked: Asked
     likeness: bytes | None
     tries: int
@@ -55,10 +64,27 @@ class Work:
 
     lease: Lease
     batch: Batch
+    unasked: deque[Line]
     pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
+    judged: dict[Future[None] | Future[Answer], Pending] = field(default_factory=dict)
+    """Lines in the filter's hands: a prompt may be asked once nothing came, an answer comes as it may be sent."""
     answered: list[Result] = field(default_factory=list)
     is_lost: bool = False
     has_failed: bool = False
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.lease.batch_id, self.lease.first_position, self.lease.epoch
+
+    @property
+    def lines(self) -> int:
+        """How many are not answered."""
+        return len(self.unasked) + len(self.pending) + len(self.judged)
+
+    @property
+    def open(self) -> list[Future[Any]]:
+        """Whatever is waited for."""
+        return [*self.pending, *self.judged]
 
 
 class Pump:
@@ -74,8 +100,9 @@ class Pump:
         model: str,
         settings: Settings,
         publisher: Publisher | None = None,
+        content_filter: ContentFilter | None = None,
     ) -> None:
-        """Without a `publisher`, who reads along gets the whole text at the end."""
+        """Without a `publisher`, or with a filter, who reads along gets the whole text at the end."""
         self._ledger = ledger
         self._engine = engine
         self._twins = Twins(engine.submit)
@@ -83,33 +110,38 @@ class Pump:
         self._hints = hints
         self._model = model
         self._settings = settings
-        self._publisher = publisher
-        # Enough chunks in flight that the engine never waits for one to end.
-        self.chunks_max = max(2, -(-2 * engine.slots // settings.chunk_lines))
-        self._permits = threading.BoundedSemaphore(self.chunks_max)
+        self._publisher = publisher if content_filter is None else None  # nothing is shown before it is judged
+        self._filter = content_filter
+        self._lines_max = max(2 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._works: dict[tuple[int, int, int], Work] = {}
         self._lock = threading.Lock()
+        self._leasing = threading.Lock()
+        self._look = threading.Event()
+        self._is_dry = False  # no chunk was ready when one had room
+        self._takers = ThreadPoolExecutor(CHUNKS_MAX + DIRECT_MAX, thread_name_prefix="chunk")
         self._drain_until: float | None = None
 
     def run(self, owner: Callable[[], UUID]) -> None:
-        """Lease and answer until nothing is ready, or the process drains. Any number may run at once.
+        """Lease and answer until nothing is ready and all is answered, or the process drains.
 
-        Direct completions go first and need no permit, so they never wait behind a chunk of a batch.
+        Where another thread is at it already, this only makes it look for what came new.
         """
-        while self._takes_work and (lease := self._claim(owner(), direct.PRIORITY)):
-            self._answer(lease)
-        while self._takes_work and self._permits.acquire(blocking=False):
+        self._is_dry = False
+        self._look.set()
+        while self._look.is_set() and self._leasing.acquire(blocking=False):
             try:
-                lease = self._claim(owner(), LOWEST_PRIORITY)
-                if lease is None:
-                    return
-                self._answer(lease)
+                self._lease_until_dry(owner)
             finally:
-                self._permits.release()
+                self._leasing.release()
+
+    def close(self) -> None:
+        """Wait for what is being answered; after `drain` that is not long."""
+        self._takers.shutdown()
 
     def drain(self) -> None:
         """Lease nothing more; what is begun may finish for the drain's time, and is then given back."""
         self._drain_until = monotonic() + self._settings.drain_seconds
+        self._look.set()
 
     def held(self) -> set[tuple[int, int, int]]:
         """The leases being answered, as (batch, position, epoch)."""
@@ -125,6 +157,27 @@ class Pump:
     @property
     def _takes_work(self) -> bool:
         return self._drain_until is None and self._engine.is_alive
+
+    def _lease_until_dry(self, owner: Callable[[], UUID]) -> None:
+        self._look.clear()
+        while self._takes_work or self._works:
+            if not (self._takes_work and self._lease(owner())):
+                if not self._works:
+                    return
+                self._look.wait(LOOK_SECONDS)
+            self._look.clear()
+
+    def _lease(self, owner: UUID) -> bool:
+        """Lease the next chunk and have it answered; False if none is ready. Direct completions need no room."""
+        with self._lock:
+            is_full = len(self._works) >= CHUNKS_MAX + DIRECT_MAX
+        has_room = self._has_room
+        if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if has_room else direct.PRIORITY)) is None:
+            self._is_dry = has_room
+            return False
+        if (work := self._begin(lease)) is not None:
+            self._takers.submit(self._answer, work)
+        return True
 
     def _claim(self, owner: UUID, priority_max: int) -> Lease | None:
         def claim(connection: sqlalchemy.Connection) -> Lease | None:
@@ -142,27 +195,41 @@ class Pump:
 
         return database.run_autocommit(self._ledger, claim)
 
-    def _answer(self, lease: Lease) -> None:
+    def _begin(self, lease: Lease) -> Work | None:
+        """The work of a lease; None if its batch is gone."""
         batch, lines = database.run_autocommit(
             self._ledger, lambda c: (batches.by_id(c, lease.batch_id), leases.unanswered(c, lease))
         )
         if batch is None:
-            return
-        key = (lease.batch_id, lease.first_position, lease.epoch)
-        work = Work(lease, batch)
+            return None
+        facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
+        logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
+        work = Work(lease, batch, deque(lines))
         with self._lock:
-            self._works[key] = work
+            self._works[work.key] = work
+        return work
+
+    def _answer(self, work: Work) -> None:
+        """Ask a chunk's lines, and store what they are answered with. What goes wrong here costs the lease, no more."""
         try:
-            facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
-            logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
-            for line in lines:
-                self._submit(work, line)
+            while work.unasked:
+                self._submit(work, work.unasked.popleft())
             self._collect(work)
+        except Exception:
+            logger.exception("chunk given up", extra={"batch": work.batch.public_id})
         finally:
             with self._lock:
-                del self._works[key]
-            for future in work.pending:
+                del self._works[work.key]
+            for future in work.open:
                 future.cancel()
+            self._look.set()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the engine would have few enough lines with another chunk."""
+        with self._lock:
+            lines = sum(work.lines for work in self._works.values())
+            return lines + self._settings.chunk_lines <= self._lines_max and len(self._works) < CHUNKS_MAX
 
     def _submit(self, work: Work, line: Line) -> None:
         """Hand a line to the engine; a line that cannot be asked is answered with its refusal."""
@@ -178,7 +245,7 @@ class Pump:
             prompt = replace(asked.prompt, priority=work.batch.priority)
             # Text that comes from another line's computation would not come in pieces.
             alike = likeness(work.batch.project_id, body, prompt) if publish is None else None
-            self._start(work, Pending(line, replace(asked, prompt=prompt), alike, tries=1))
+            self._start(work, Pending(line, body, replace(asked, prompt=prompt), alike, tries=1))
         except Refusal as refusal:
             work.answered.append(_refused(line, refusal))
 
@@ -189,6 +256,13 @@ class Pump:
         return partial(self._publisher.publish, batch.public_id)
 
     def _start(self, work: Work, pending: Pending) -> None:
+        """Begin with a line, or begin again: nothing is computed of a prompt that the filter does not let pass."""
+        if self._filter is None:
+            self._compute(work, pending)
+        else:
+            work.judged[self._filter.prompt(pending.body)] = pending
+
+    def _compute(self, work: Work, pending: Pending) -> None:
         try:
             work.pending[self._twins.submit(pending.asked.prompt, pending.likeness)] = pending
         except (EngineFailed, EngineStopped):
@@ -197,17 +271,20 @@ class Pump:
     def _collect(self, work: Work) -> None:
         """Take answers as they come and store them in small lots, until all are there or the lease is gone."""
         flushed_at = monotonic()
-        while work.pending and not (work.is_lost or work.has_failed or self._is_drained):
-            done, _ = wait(work.pending, timeout=self._settings.flush_seconds, return_when=FIRST_COMPLETED)
+        while work.open and not (work.is_lost or work.has_failed or self._is_drained):
+            done, _ = wait(work.open, timeout=self._settings.flush_seconds, return_when=FIRST_COMPLETED)
             for future in done:
-                self._take(work, future)
+                take = self._take if future in work.pending else self._take_judged
+                take(work, future)
+            if not self._is_dry and self._has_room:
+                self._look.set()
             if len(work.answered) >= FLUSH_RESULTS or monotonic() - flushed_at >= self._settings.flush_seconds:
                 self._flush(work)
                 flushed_at = monotonic()
         if work.is_lost:
             return
         self._flush(work)
-        if work.pending and not work.is_lost and not work.has_failed:
+        if work.open and not work.is_lost and not work.has_failed:
             database.run(self._ledger, lambda c: leases.release(c, work.lease))
 
     @property
@@ -215,7 +292,7 @@ class Pump:
         return self._drain_until is not None and monotonic() >= self._drain_until
 
     def _take(self, work: Work, future: Future[list[Completion]]) -> None:
-        """Note the answer of one line, or ask again where the asking went wrong."""
+        """Take the answer of one line, or ask again where the asking went wrong."""
         pending = work.pending.pop(future)
         try:
             answer = self._chat.answer(
@@ -223,10 +300,46 @@ class Pump:
             )
         except (EngineFailed, EngineStopped):
             work.has_failed = True
+        except Missed as missed:
+            self._draw_again(work, pending, missed)
         except (Exception, CancelledError) as error:  # noqa: BLE001  one line's fault must not cost the others
             self._try_again(work, pending, error)
         else:
+            self._finish(work, pending, answer)
+
+    def _finish(self, work: Work, pending: Pending, answer: Answer) -> None:
+        """Note an answer, or have it judged before."""
+        if self._filter is None:
             work.answered.append(_result(pending.line.line_no, answer))
+        else:
+            work.judged[self._filter.answer(pending.body, answer)] = pending
+
+    def _take_judged(self, work: Work, future: Future[None] | Future[Answer]) -> None:
+        """Go on with a line that was judged; where that went wrong, from its beginning."""
+        pending = work.judged.pop(future)
+        try:
+            answer = future.result()
+            if answer is None:
+                self._compute(work, pending)
+            else:
+                work.answered.append(_result(pending.line.line_no, answer))
+        except Refusal as refusal:
+            facts = {"batch": work.batch.public_id, "line": pending.line.line_no, "why": refusal.message}
+            logger.info("line refused", extra=facts)
+            work.answered.append(_refused(pending.line, refusal))
+        except (EngineFailed, EngineStopped):
+            work.has_failed = True
+        except (Exception, CancelledError) as error:  # noqa: BLE001  what was not judged must not be told
+            self._try_again(work, pending, error)
+
+    def _draw_again(self, work: Work, pending: Pending, missed: Missed) -> None:
+        """Once, with other noise, and alone: the answer that is remembered for lines alike is the one that missed."""
+        logger.warning("answer missed its form", extra={"batch": work.batch.public_id, "line": pending.line.line_no})
+        asked = pending.asked.again()
+        if asked is None:
+            work.answered.append(_refused(pending.line, missed))
+        else:
+            self._start(work, replace(pending, asked=asked, likeness=None))
 
     def _try_again(self, work: Work, pending: Pending, error: BaseException) -> None:
         """Twice more; then the line is answered with an error, and the batch goes on."""
@@ -268,7 +381,7 @@ class Pump:
 
 def _result(line_no: int, answer: Answer) -> Result:
     used = answer.usage
-    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+    usage = Usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens, used.reasoning_tokens)
     return Result(line_no, 200, answer.body, usage)
 
 

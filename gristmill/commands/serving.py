@@ -43,6 +43,7 @@ def api(host: str, port: int, uds: Path | None, parent_pid: int | None) -> None:
     import uvicorn
 
     from jobs.api.app import create_app
+    from jobs.api.connections import Connection
     from jobs.hints import Hints
 
     settings = _settled("api")
@@ -67,6 +68,7 @@ def api(host: str, port: int, uds: Path | None, parent_pid: int | None) -> None:
             host=host,
             port=port,
             uds=str(uds) if uds else None,
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,

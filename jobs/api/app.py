@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from jobs.api import batches, chat, errors, files, health, models, schema, uploads
+from jobs.api.edge import Edge
 from jobs.api.services import Services
 from jobs.hints import Hints
 from jobs.settings import Settings
@@ -45,5 +46,6 @@ def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
         if method == "GET":  # the headers of the same answer; the server leaves the body out
             app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     errors.register(app)
+    app.add_middleware(Edge, requests_at_once=settings.requests_at_once)
     schema.register(app)
     return app

@@ -34,7 +34,8 @@ from jobs.streams import Piece, Subscription
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS_MAX = 600
-PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, PAUSE_GROWTH = 0.01, 0.1, 1.2
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.01, 0.5
+PAUSE_SHARE = 0.05  # of the time waited so far: hundreds who wait at once must not ask the ledger all the time
 KEEP_ALIVE_SECONDS = 15
 EVENTS = "text/event-stream"
 
@@ -69,8 +70,7 @@ class Asked:
         self.queued = queued
         self._engine = services.engine
         self._subscription = subscription
-        self._pause_seconds = PAUSE_SECONDS_MIN
-        self._deadline = monotonic() + WAIT_SECONDS_MAX
+        self._began = monotonic()
 
     async def answer(self, request: Request) -> tuple[int, str]:
         """Status and JSON of the answer. ClientDisconnect if nobody waits for it any more."""
@@ -94,22 +94,22 @@ class Asked:
             await self._pause()
             return None
         self._refuse_late()
-        return await self._subscription.next(self._grown_pause())
+        return await self._subscription.next(self._pause_seconds)
 
     async def _stored(self) -> tuple[int, str] | None:
         return await run_in_threadpool(database.run, self._engine, lambda c: direct.answer(c, self.queued.id))
 
     async def _pause(self) -> None:
         self._refuse_late()
-        await asyncio.sleep(self._grown_pause())
+        await asyncio.sleep(self._pause_seconds)
 
     def _refuse_late(self) -> None:
-        if monotonic() > self._deadline:
+        if monotonic() - self._began > WAIT_SECONDS_MAX:
             raise Unavailable(f"No worker answered within {WAIT_SECONDS_MAX} seconds. Please try again later.")
 
-    def _grown_pause(self) -> float:
-        self._pause_seconds = min(self._pause_seconds * PAUSE_GROWTH, PAUSE_SECONDS_MAX)
-        return self._pause_seconds
+    @property
+    def _pause_seconds(self) -> float:
+        return min(max(PAUSE_SHARE * (monotonic() - self._began), PAUSE_SECONDS_MIN), PAUSE_SECONDS_MAX)
 
 
 class EventStream(StreamingResponse):

@@ -34,7 +34,7 @@ class Chunks:
     def piece(self, piece: Piece) -> Iterator[bytes]:
         """What a piece adds, if anything."""
         if 0 <= piece.choice < (self._order.n or 1) and (text := self._transcript.add(piece)):
-            yield self._chunk(piece.choice, Delta(content=text))
+            yield self._chunk(piece.choice, _thought(text) if piece.is_thinking else Delta(content=text))
 
     def ending(self, stored: Completion) -> Iterator[bytes]:
         """All of the stored answer that was not sent yet, how each choice ended, and that this is all."""
@@ -53,11 +53,15 @@ class Chunks:
 
     def _rest(self, choice: Choice) -> Iterator[bytes]:
         message = choice.message
+        if thought := self._transcript.rest(choice.index, message.reasoning_content or "", is_thinking=True):
+            yield self._chunk(choice.index, _thought(thought))
         text = self._transcript.rest(choice.index, message.content or "")
         if text or choice.logprobs:
             yield self._chunk(choice.index, Delta(content=text), logprobs=choice.logprobs)
         if message.refusal:
             yield self._chunk(choice.index, Delta(refusal=message.refusal))
+        if message.function_call:
+            yield self._chunk(choice.index, Delta(function_call=message.function_call))
         for place, call in enumerate(message.tool_calls or ()):
             yield self._chunk(choice.index, Delta(tool_calls=[{"index": place, **call}]))
 
@@ -87,3 +91,8 @@ class Chunks:
         for choice in content["choices"]:
             choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
         return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+def _thought(text: str) -> Delta:
+    """Under both of its names, as in an answer."""
+    return Delta(reasoning_content=text, reasoning=text)

@@ -1,7 +1,6 @@
-"""Every failure as the wire's envelope, in one place, and a request id on every answer."""
+"""Every failure as the wire's envelope, in one place."""
 
 import logging
-import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -11,13 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs import database
 from jobs.api.ranges import Unsatisfiable
 from jobs.contract.errors import describe, envelope
-from jobs.errors import BadRequest, Conflict, Failed, NotFound, Refusal, TooMany, Unauthenticated, Unavailable
+from jobs.errors import BadRequest, Conflict, NotFound, Refusal, TimedOut, TooMany, Unauthenticated, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -25,50 +22,18 @@ RETRY_SECONDS = 2
 HEADERS: dict[type[Refusal], dict[str, str]] = {
     Unauthenticated: {"www-authenticate": "Bearer"},
     Conflict: {"x-should-retry": "false"},  # clients would else repeat what cannot succeed
+    TimedOut: {"connection": "close"},  # the rest of the body would be read as the next request
     Unavailable: {"retry-after": str(RETRY_SECONDS)},
 }
 
 
-class Edge:
-    """The outermost layer: names each request in `x-request-id`, and answers what nobody else caught."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = f"req_{secrets.token_hex(16)}"
-        is_begun = False
-
-        async def send_named(message: Message) -> None:
-            nonlocal is_begun
-            if message["type"] == "http.response.start":
-                is_begun = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_named)
-        except ClientDisconnect:
-            logger.info("client left", extra={"request_id": request_id, "path": scope["path"]})
-        except Exception:
-            logger.exception("request failed", extra={"request_id": request_id, "path": scope["path"]})
-            if is_begun:
-                raise  # the server cuts the connection, so that the client sees a broken answer, not a short one
-            failed = Failed("The server had an error while answering your request.")
-            await refuse(failed)(scope, receive, send_named)
-
-
 def register(app: FastAPI) -> None:
-    """Answer every failure of `app` with the envelope."""
+    """Answer every failure of `app` that has a name with the envelope; the edge has the others."""
     app.add_exception_handler(Refusal, _of_refusal)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(RequestValidationError, _of_validation)
     app.add_exception_handler(sqlalchemy.exc.DBAPIError, _of_database)
     app.add_exception_handler(sqlalchemy.exc.TimeoutError, _of_database)
-    app.add_middleware(Edge)
 
 
 def refuse(refusal: Refusal, *, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:

@@ -7,7 +7,8 @@ class Transcript:
     """The text sent so far of each choice. Whatever it returns is sent, once, in order, and never taken back."""
 
     def __init__(self) -> None:
-        self._sent: dict[int, str] = {}
+        self._sent: dict[tuple[int, bool], str] = {}
+        """By choice, its thinking apart."""
 
     def add(self, piece: Piece) -> str:
         """What a piece adds. Nothing, if it is not known to join on to what was sent.
@@ -15,21 +16,23 @@ class Transcript:
         A line that is begun again is published again, from its start; and where a piece got lost, those behind
         it must wait for the stored answer.
         """
-        sent = self._sent.get(piece.choice, "")
+        place = (piece.choice, piece.is_thinking)
+        sent = self._sent.get(place, "")
         overlap = len(sent) - piece.start
         if overlap < 0 or piece.text[:overlap] != sent[piece.start : piece.start + len(piece.text)]:
             return ""
-        return self._send(piece.choice, piece.text[overlap:])
+        return self._send(place, piece.text[overlap:])
 
-    def rest(self, choice: int, whole: str) -> str:
+    def rest(self, choice: int, whole: str, *, is_thinking: bool = False) -> str:
         """What the stored answer has beyond what was sent; where they differ, what follows their common beginning."""
-        sent = self._sent.get(choice, "")
+        place = (choice, is_thinking)
+        sent = self._sent.get(place, "")
         agreed = len(sent)
         while not whole.startswith(sent[:agreed]):
             agreed -= 1
-        self._sent[choice] = sent[:agreed]
-        return self._send(choice, whole[agreed:])
+        self._sent[place] = sent[:agreed]
+        return self._send(place, whole[agreed:])
 
-    def _send(self, choice: int, text: str) -> str:
-        self._sent[choice] = self._sent.get(choice, "") + text
+    def _send(self, place: tuple[int, bool], text: str) -> str:
+        self._sent[place] = self._sent.get(place, "") + text
         return text

@@ -13,10 +13,11 @@ from pydantic_core import PydanticCustomError
 
 from jobs.contract import limits, tools, unserved
 from jobs.contract.errors import refusal_of
+from jobs.contract.formats import ResponseFormat, StructuredOutputs
 from jobs.contract.messages import Message
 from jobs.contract.metadata import Metadata
-from jobs.contract.tools import Function, Name, Named, TextFormat, Tool, ToolChoice, Tools
-from jobs.contract.variants import Strict, by_type, text_or_list, text_or_object
+from jobs.contract.tools import Function, Named, Tool, ToolChoice, Tools
+from jobs.contract.variants import Strict, text_or_list, text_or_object
 
 Decimal = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -24,30 +25,6 @@ Penalty = Annotated[Decimal, Field(ge=-2.0, le=2.0)]
 Bias = Annotated[Decimal, Field(ge=-100.0, le=100.0)]
 Stop = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=limits.STOP_CHARACTERS_MAX)]
 BIASED_TOKEN: Final = re.compile("0|[1-9][0-9]{0,8}")
-
-
-class JsonObjectFormat(Strict):
-    type: Literal["json_object"]
-
-
-class JsonSchema(Strict):
-    name: Name
-    description: str | None = None
-    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(Strict):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[
-    Annotated[JsonObjectFormat, Tag("<json_object>")]
-    | Annotated[JsonSchemaFormat, Tag("<json_schema>")]
-    | Annotated[TextFormat, Tag("<text>")],
-    by_type("json_object", "json_schema", "text"),
-]
 
 
 class StreamOptions(Strict):
@@ -58,8 +35,8 @@ class StreamOptions(Strict):
 class ChatCompletion(Strict):
     """The body of a chat completion.
 
-    Extensions that other servers share: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos` and
-    `stop_token_ids`.
+    Extensions that other servers share: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`,
+    `stop_token_ids`, `structured_outputs`, `chat_template_kwargs` and `thinking_token_budget`.
     """
 
     model: Annotated[str, Field(min_length=1)]
@@ -99,12 +76,15 @@ class ChatCompletion(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.STOP_TOKEN_IDS_MAX)] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: dict[str, object] | None = None
     prediction: dict[str, object] | None = None
     moderation: dict[str, object] | None = None
     web_search_options: dict[str, object] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     user: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     safety_identifier: Annotated[str, Field(max_length=limits.SAFETY_IDENTIFIER_CHARACTERS_MAX)] | None = None
@@ -130,6 +110,23 @@ class ChatCompletion(Strict):
             raise PydanticCustomError("absent_tool", "no such tool", {"sort": missing[0], "tool": missing[1]})
         return choice
 
+    @field_validator("function_call")
+    @classmethod
+    def _names_an_offered_function(
+        cls, choice: Literal["none", "auto"] | Named | None, info: ValidationInfo
+    ) -> Literal["none", "auto"] | Named | None:
+        offered: list[Function] = info.data.get("functions") or []
+        if isinstance(choice, Named) and choice.name not in {function.name for function in offered}:
+            raise PydanticCustomError("absent_function", "no such function", {"function": choice.name})
+        return choice
+
+    @field_validator("tools")
+    @classmethod
+    def _stands_without_functions(cls, offered: Tools | None, info: ValidationInfo) -> Tools | None:
+        if offered and info.data.get("functions"):
+            raise PydanticCustomError("tools_and_functions", "both")
+        return offered
+
     @field_validator("parallel_tool_calls")
     @classmethod
     def _has_tools(cls, value: bool | None, info: ValidationInfo) -> bool | None:
@@ -153,6 +150,14 @@ class ChatCompletion(Strict):
                 raise PydanticCustomError("no_token_id", "no token id", {"key": key})
         return biases
 
+    @field_validator("structured_outputs")
+    @classmethod
+    def _stands_alone(cls, value: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
+        form = info.data.get("response_format")
+        if value is not None and form is not None and form.type != "text":
+            raise PydanticCustomError("two_structures", "two", {"form": form.type})
+        return value
+
     @field_validator("top_logprobs")
     @classmethod
     def _has_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -164,6 +169,11 @@ class ChatCompletion(Strict):
     def answer_tokens_max(self) -> int | None:
         """The longest answer asked for; `max_completion_tokens` wins over the older name."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def thinking_tokens_max(self) -> int | None:
+        """The longest thinking asked for; -1 asks for none."""
+        return None if self.thinking_token_budget == -1 else self.thinking_token_budget
 
     @property
     def biases(self) -> dict[int, float]:

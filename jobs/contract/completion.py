@@ -43,13 +43,26 @@ class AnsweredMessage(Open):
     refusal: str | None = None
     annotations: list[dict[str, object]] | None = None
     tool_calls: list[dict[str, object]] | None = None
+    function_call: dict[str, object] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class ContentFilterResult(Open):
+    """What was found in one category, in the shape that Azure has for those without a severity."""
+
+    filtered: bool
+    detected: bool
 
 
 class Choice(Open):
+    """`content_filter_results` is there only where the operator's filter withheld the content: by category."""
+
     index: int
     message: AnsweredMessage
     logprobs: dict[str, object] | None = None
     finish_reason: FinishReason
+    content_filter_results: dict[str, ContentFilterResult] | None = None
 
 
 class Completion(Open):
@@ -72,6 +85,9 @@ class Delta(BaseModel):
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[dict[str, object]] | None = None
+    function_call: dict[str, object] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChunkChoice(BaseModel):

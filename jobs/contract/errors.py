@@ -14,8 +14,12 @@ from jobs.errors import BadRequest, Refusal
 RULES = {  # between parameters; told without a code
     "needs_tools": "Invalid value for '{path}': '{path}' is only allowed when 'tools' are specified.",
     "absent_tool": "Invalid value for '{path}': no {sort} named '{tool}' was specified in the 'tools' parameter.",
+    "absent_function": "Invalid value for '{path}': no function named '{function}' was specified in 'functions'.",
+    "tools_and_functions": "Invalid value for '{path}': '{path}' is not allowed when 'functions' are specified.",
     "no_token_id": "Invalid key in '{path}': {key}. You should only be submitting non-negative integers.",
     "min_above_max": "Invalid '{path}': {found} is more than the longest answer asked for, which is {most} tokens.",
+    "two_structures": "Invalid value for '{path}': '{path}' is not allowed with 'response_format' of type '{form}'.",
+    "not_one_structure": "Invalid value for '{path}': expected exactly one of 'json', 'regex', 'choice' and 'grammar'.",
     "needs_logprobs": "The '{path}' parameter is only allowed when 'logprobs' is enabled.",
 }
 OF_OBJECTS = frozenset({"messages", "tools", "functions"})
@@ -210,6 +214,14 @@ def _other_pattern(fault: ErrorDetails, path: str) -> BadRequest:
     )
 
 
+def _not_strict(fault: ErrorDetails, path: str) -> BadRequest:
+    return BadRequest(
+        f"Invalid schema for response_format '{fault['ctx']['name']}': {fault['ctx']['fault']}",
+        code="invalid_json_schema",
+        param=path.split(".")[0],
+    )
+
+
 def _not_among(fault: ErrorDetails, path: str) -> BadRequest:
     """Pydantic lists what was expected as `'a', 'b' or 'c'`."""
     found = fault["input"]
@@ -249,6 +261,7 @@ TELLERS: dict[str, Callable[[ErrorDetails, str], BadRequest]] = {
     "string_pattern_mismatch": _other_pattern,
     "literal_error": _not_among,
     "enum": _not_among,
+    "not_strict": _not_strict,
     "variant": _no_such_type,
     "neither": lambda fault, path: _wrong_type(path, fault["input"], fault["msg"]),
     "value_error": lambda fault, path: BadRequest(str(fault["ctx"]["error"]), code="invalid_value", param=path),

@@ -1,11 +1,14 @@
 """The messages of a chat completion, every shape that OpenAI knows, checked strictly."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.contract.variants import Strict, by_type, text_or_list
+
+LEGACY_CALL_ID: Final = "call_function"
+"""What a `function_call` and its `function` message have in common; they name no id themselves."""
 
 Role = Literal["system", "assistant", "user", "function", "tool", "developer"]  # in the order OpenAI lists them
 
@@ -94,7 +97,11 @@ class AudioReference(Strict):
 
 
 class Message(Strict):
-    """One turn. `content` is text, or parts that are read one after the other."""
+    """One turn. `content` is text, or parts that are read one after the other.
+
+    `annotations`, `reasoning_content` and `reasoning` are what an answer has more than OpenAI's requests know: so
+    that an answer can be sent back as it came.
+    """
 
     role: Role
     content: (
@@ -110,6 +117,9 @@ class Message(Strict):
     tool_calls: list[ToolCall] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: str | None = None
+    annotations: list[dict[str, object]] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -124,7 +134,33 @@ class Message(Strict):
         return self
 
     def text(self) -> str:
-        """What is said; parts that are not text say nothing here."""
+        """What is said; a refusal is said too, and parts of other kinds say nothing here."""
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
+        if self.content is None:
+            return self.refusal or ""
+        return "".join(_said(part) for part in self.content)
+
+    @property
+    def thoughts(self) -> str | None:
+        return self.reasoning_content or self.reasoning
+
+    @property
+    def answered_id(self) -> str | None:
+        """The call that this is the result of."""
+        return LEGACY_CALL_ID if self.role == "function" else self.tool_call_id
+
+    def calls(self) -> list[FunctionCall]:
+        """The functions that were called; `function_call` is the older form of a single one."""
+        if self.function_call is not None:
+            return [FunctionCall(id=LEGACY_CALL_ID, type="function", function=self.function_call)]
+        return [call for call in self.tool_calls or () if isinstance(call, FunctionCall)]
+
+
+def _said(part: Part) -> str:
+    match part:
+        case TextPart():
+            return part.text
+        case RefusalPart():
+            return part.refusal
+    return ""

@@ -76,9 +76,19 @@ class CustomChoice(Strict):
     custom: Named
 
 
+NamedTool = Annotated[
+    Annotated[FunctionChoice, Tag("<function>")] | Annotated[CustomChoice, Tag("<custom>")],
+    by_type("function", "custom"),
+]
+
+
 class AllowedTools(Strict):
     mode: Literal["auto", "required"]
-    tools: list[dict[str, object]]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=limits.TOOLS_MAX)]
+
+    @property
+    def names(self) -> list[str]:
+        return [tool.function.name if isinstance(tool, FunctionChoice) else tool.custom.name for tool in self.tools]
 
 
 class AllowedToolsChoice(Strict):
@@ -110,4 +120,6 @@ def absent(choice: ToolChoice, tools: list[FunctionTool | CustomTool]) -> tuple[
             return "function", choice.function.name
         case CustomChoice() if choice.custom.name not in offered:
             return "custom tool", choice.custom.name
+        case AllowedToolsChoice():
+            return next((("function", name) for name in choice.allowed_tools.names if name not in offered), None)
     return None

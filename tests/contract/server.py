@@ -8,6 +8,7 @@ import uvicorn
 
 from jobs import database
 from jobs.api.app import create_app
+from jobs.api.connections import Connection
 from jobs.hints import Hints
 from jobs.settings import Settings
 
@@ -18,7 +19,7 @@ def main() -> None:
     assert settings.broker_url
     app = create_app(database.connect(settings.database_url), Hints(settings.broker_url), settings)
     listening = socket.socket(fileno=int(sys.argv[1]))
-    uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off")).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, lifespan="off")).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from jobs.results import Result
 from jobs.states import BatchState, ChunkState
 from tests import tiny_model
 from tests.jobs import making
+from tests.worker.chat import templates
 from worker import engine
 from worker.chat import Chat
-from worker.pump import Pump
+from worker.chat.structure import Missed, Structure
+from worker.pump import Pump, Work
 
 
 class Heard:
@@ -49,6 +51,14 @@ def owner(ledger: Ledger) -> UUID:
     return making.worker(ledger)
 
 
+def claimed(pump: Pump, owner: UUID) -> Work:
+    lease = pump._claim(owner, 32_767)
+    assert lease is not None
+    work = pump._begin(lease)
+    assert work is not None
+    return work
+
+
 def bodies(ledger: Ledger) -> dict[int, dict[str, object]]:
     with ledger.connect() as connection:
         rows = connection.execute(text("SELECT line_no, body FROM result")).all()
@@ -73,6 +83,21 @@ def test_a_batch_is_answered_to_its_end_and_bad_lines_fail_alone(ledger: Ledger,
         "long": "context_length_exceeded",
     }
     assert 0 < ended.completion_tokens <= 28
+
+
+def test_tokens_of_thinking_are_counted_for_the_batch(ledger: Ledger, owner: UUID, tmp_path: Path) -> None:
+    folder = tiny_model.write(
+        tmp_path / "tiny", template=templates.ALWAYS_THINKING, whole=["<think>", "</think>"], seed=1
+    )
+    batch = making.ingest(
+        ledger, [making.line(f"r{n}", max_tokens=6, thinking_token_budget=2, ignore_eos=True) for n in range(3)]
+    )
+    with engine.load(folder, engine.EngineSettings(threads=1, slots_max=8)) as running:
+        chat = Chat(folder, context_tokens=running.context_tokens, fingerprint="fp_test")
+        Pump(ledger, running, chat, Heard(), model="tiny", settings=making.SETTINGS).run(lambda: owner)  # type: ignore[arg-type]
+    export.finalize(ledger, batch.id, owner=owner, settings=making.SETTINGS)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.completion_tokens, ended.reasoning_tokens) == (3, 18, 9)
 
 
 def test_the_same_line_gets_the_same_answer_in_another_order_and_company(
@@ -124,6 +149,20 @@ def test_lines_that_ask_the_same_are_computed_once_and_each_keeps_its_id(
     assert (len(set(answers[:5])), len(set(answers[5:]))) == (1, 1)
 
 
+def test_a_long_line_of_a_chunk_does_not_keep_the_next_chunks_waiting(
+    ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine
+) -> None:
+    chunks, chunk_lines, long, short = 6, making.SETTINGS.chunk_lines, 400, 2
+    lengths = ([long] + [short] * (chunk_lines - 1)) * chunks
+    batch = making.ingest(
+        ledger, [making.line(f"r{n}", max_tokens=tokens, ignore_eos=True) for n, tokens in enumerate(lengths)]
+    )
+    assert making.scalar(ledger, "SELECT count(*) FROM chunk") == chunks
+    pump.run(lambda: owner)
+    assert making.fetch(ledger, batch).completed == len(lengths)
+    assert inference.progress.steps < 2 * long, "a chunk or two at a time take three times as long as their long lines"
+
+
 def test_answers_wait_for_a_disk_with_room(
     ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,18 +207,73 @@ def test_a_draining_pump_leases_nothing(ledger: Ledger, pump: Pump, owner: UUID)
 
 
 def test_a_line_given_back_unfinished_counts_no_crash(ledger: Ledger, pump: Pump, owner: UUID) -> None:
-    making.ingest(ledger, [making.line("r", max_tokens=1_000)])
-    lease = pump._claim(owner, 32_767)
-    assert lease is not None
+    making.ingest(ledger, [making.line("r", max_tokens=400)])
+    work = claimed(pump, owner)
     pump._drain_until = 0.0  # the drain's time is over
-    pump._answer(lease)
+    pump._answer(work)
     assert making.scalar(ledger, "SELECT crashes FROM chunk WHERE state = 'ready'") == 0
 
 
 def test_a_batch_cancelled_under_way_gets_no_more_results(ledger: Ledger, pump: Pump, owner: UUID) -> None:
     batch = making.ingest(ledger, [making.line("r", max_tokens=2)])
-    lease = pump._claim(owner, 32_767)
-    assert lease is not None
+    work = claimed(pump, owner)
     database.run(ledger, lambda c: batches.cancel(c, batch.project_id, batch.public_id))
-    pump._answer(lease)
+    pump._answer(work)
     assert bodies(ledger) == {}
+
+
+CHOICE = {"structured_outputs": {"choice": ["yes", "no"]}, "max_tokens": 8}
+
+
+def miss(monkeypatch: pytest.MonkeyPatch, *, times: int) -> list[str]:
+    """Let the check of answers find fault with the first of them; all texts it was shown."""
+    shown: list[str] = []
+
+    def check(form: Structure, text: str) -> None:
+        shown.append(text)
+        if len(shown) <= times:
+            raise Missed(form.param, "on purpose")
+
+    monkeypatch.setattr(Structure, "check", check)
+    return shown
+
+
+@pytest.mark.parametrize("noise", [{}, {"seed": 4}])
+def test_an_answer_that_missed_its_form_is_drawn_again_once_with_noise_of_its_own(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch, noise: dict[str, int]
+) -> None:
+    seeds = []
+    submit = pump._engine.submit
+    monkeypatch.setattr(pump._twins, "_submit", lambda prompt: (seeds.append(prompt.sampling.seed), submit(prompt))[1])
+    shown = miss(monkeypatch, times=1)
+    batch = making.ingest(ledger, [making.line("r", **CHOICE, **noise)])
+    pump.run(lambda: owner)
+    assert making.fetch(ledger, batch).completed == 1
+    assert bodies(ledger)[1]["choices"][0]["message"]["content"] == shown[1]  # type: ignore[index]
+    assert len(set(seeds)) == len(seeds) == len(shown) == 2
+
+
+def test_an_answer_that_missed_its_form_twice_is_an_error_of_its_line(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = miss(monkeypatch, times=2)
+    batch = making.ingest(ledger, [making.line("r", **CHOICE)])
+    pump.run(lambda: owner)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.failed, len(shown)) == (0, 1, 2)
+    error = bodies(ledger)[1]["error"]
+    assert error == {
+        "message": "The model's answer is not what 'structured_outputs.choice' asks for: on purpose",
+        "type": "server_error",
+        "param": "structured_outputs.choice",
+        "code": "invalid_structured_output",
+    }
+
+
+def test_a_greedy_answer_that_missed_its_form_is_not_drawn_again(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = miss(monkeypatch, times=1)
+    batch = making.ingest(ledger, [making.line("r", **CHOICE, temperature=0)])
+    pump.run(lambda: owner)
+    assert (making.fetch(ledger, batch).failed, len(shown)) == (1, 1)

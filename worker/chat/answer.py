@@ -1,7 +1,7 @@
 """The body of an answer on the wire, with every key that OpenAI sends."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -29,18 +29,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredChoice:
-    """What one choice says; `logprobs` is on the wire already."""
+    """What one choice says; `logprobs` and `calls`, keys of the message, are on the wire already."""
 
-    text: str
+    content: str | None
     finish_reason: str
     logprobs: dict[str, object] | None
+    reasoning: str | None = None
+    reasoning_tokens: int = 0
+    calls: Mapping[str, object] = field(default_factory=dict)
 
 
-def usage_of(completions: Sequence[Completion]) -> Usage:
+def usage_of(completions: Sequence[Completion], choices: Sequence[AnsweredChoice]) -> Usage:
     return Usage(
         prompt_tokens=completions[0].prompt_tokens,
         cached_tokens=completions[0].cached_tokens,
         completion_tokens=sum(completion.output_tokens for completion in completions),
+        reasoning_tokens=sum(choice.reasoning_tokens for choice in choices),
     )
 
 
@@ -71,10 +75,17 @@ def completion_json(
 def _choice(index: int, choice: AnsweredChoice) -> dict[str, object]:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
+        "message": _message(choice),
         "logprobs": choice.logprobs,
         "finish_reason": choice.finish_reason,
     }
+
+
+def _message(choice: AnsweredChoice) -> dict[str, object]:
+    """Thinking has two names, DeepSeek's and vLLM's; OpenAI has none for it."""
+    thoughts = {"reasoning_content": choice.reasoning, "reasoning": choice.reasoning} if choice.reasoning else {}
+    said: dict[str, object] = {"role": "assistant", "content": choice.content, "refusal": None, "annotations": []}
+    return {**said, **thoughts, **choice.calls}
 
 
 def _usage(usage: Usage) -> dict[str, object]:

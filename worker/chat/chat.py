@@ -1,25 +1,26 @@
 """The body of a chat completion becomes a prompt for the engine, and the engine's tokens its answer."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import orjson
 
 from jobs.contract import chat
 from jobs.contract.chat import ChatCompletion
-from jobs.contract.messages import Message
 from jobs.errors import BadRequest, TooLong
-from worker.chat import stops
+from worker.chat import reading, structure
 from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
-from worker.chat.grammar import JsonObjects
-from worker.chat.logprobs import logprobs_of
-from worker.chat.pieces import Pieces, Publish
-from worker.chat.stops import StopWatcher
-from worker.chat.template import Template
-from worker.chat.watchers import Together
-from worker.engine import Completion, Prompt, Sampling, Watcher
+from worker.chat.grammar import Grammars
+from worker.chat.pieces import Publish
+from worker.chat.reading import Reading
+from worker.chat.speech import Speech
+from worker.chat.structure import Structure
+from worker.chat.tools import offer as offers
+from worker.chat.watching import Watching, hold_of
+from worker.engine import Completion, FinishReason, Prompt, Sampling
 from worker.model import ModelFolder
 
 
@@ -30,21 +31,33 @@ class Asked:
     prompt: Prompt
     answer_id: str
     model: str
-    stops: tuple[bytes, ...]
+    reading: Reading
+    structure: Structure | None = None
+    """What a choice must say that comes to its own end and calls nothing."""
+    is_read: bool = False
+    """Someone reads the text while it is written."""
+    is_last: bool = False
+    """It was asked again already."""
+
+    def again(self) -> "Asked | None":
+        """The same with other noise, which this one's decides; None where it would not help or comes too late."""
+        sampling = self.prompt.sampling
+        if self.is_last or self.is_read or sampling.is_greedy:
+            return None
+        other = replace(sampling, seed=_seed(f"again:{sampling.seed}"))
+        return replace(self, prompt=replace(self.prompt, sampling=other), is_last=True)
 
 
 class Chat:
     """Speaks for one model; built once in a process, safe to use from several threads."""
 
     def __init__(self, model: ModelFolder, *, context_tokens: int, fingerprint: str) -> None:
-        manifest = model.manifest
         self._context_tokens = context_tokens
         self._fingerprint = fingerprint
         self._tokenizer = model.tokenizer()
-        self._token_bytes = self._tokenizer.token_bytes
         self._stop_token_ids = frozenset(self._tokenizer.eos_token_ids)
-        self._objects = JsonObjects(self._tokenizer)
-        self._template = Template(model.chat_template(), bos_token=manifest.bos_token, eos_token=manifest.eos_token)
+        self._grammars = Grammars(self._tokenizer)
+        self._speech = Speech(model, self._tokenizer)
 
     def prompt(
         self, body: dict[str, object], *, seed_text: str, created: datetime, publish: Publish | None = None
@@ -56,8 +69,13 @@ class Chat:
         """
         wanted = _read(body)
         self._refuse_unknown_tokens(wanted)
-        token_ids = self._token_ids(wanted, created)
+        offer = offers.of(wanted)
+        token_ids = self._speech.prompt_ids(wanted, offer, created)
+        form = structure.asked_for(wanted, self._grammars)
+        hold = hold_of(offer, form.grammar if form else None, self._speech, self._grammars)
+        thoughts = self._speech.thoughts(token_ids, wanted.thinking_tokens_max, is_held=hold.is_from_start)
         stop_bytes = tuple(stop.encode() for stop in wanted.stops)
+        watching = Watching(self._tokenizer, self._speech, offer, hold, stop_bytes, publish)
         prompt = Prompt(
             token_ids=token_ids,
             sampling=_sampling(wanted, seed_text),
@@ -66,54 +84,49 @@ class Chat:
             choices=wanted.n or 1,
             stop_token_ids=self._stops(wanted),
             top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
-            watch=self._watch(stop_bytes, is_json=_is_json(wanted), publish=publish),
+            watch=watching.maker(thoughts),
         )
-        return Asked(prompt, f"chatcmpl-{_digest('id', seed_text).hex()[:32]}", wanted.model, stop_bytes)
+        how = Reading(stop_bytes, thoughts, offer, partial(_call_id, seed_text))
+        return Asked(
+            prompt,
+            f"chatcmpl-{_digest('id', seed_text).hex()[:32]}",
+            wanted.model,
+            how,
+            structure=None if wanted.stops or wanted.stop_token_ids or (offer and offer.is_forced) else form,
+            is_read=publish is not None,
+        )
 
     def answer(self, asked: Asked, completions: Sequence[Completion], *, created_at: int) -> Answer:
-        """The body to send; `created_at` in seconds since 1970."""
-        usage = usage_of(completions)
+        """The body to send; `created_at` in seconds since 1970. `Missed` where a text has not the form asked for."""
+        choices = [self._choice(asked, place, one) for place, one in enumerate(completions)]
+        usage = usage_of(completions, choices)
         body = completion_json(
             answer_id=asked.answer_id,
             created_at=created_at,
             model=asked.model,
             fingerprint=self._fingerprint,
-            choices=[self._choice(asked, one) for one in completions],
+            choices=choices,
             usage=usage,
         )
         return Answer(body, usage)
 
-    def _token_ids(self, wanted: ChatCompletion, created: datetime) -> list[int]:
-        messages = [self._for_template(message) for message in wanted.messages]
-        return self._tokenizer.encode_template(self._template.render(messages, now=created))
-
-    def _for_template(self, message: Message) -> dict[str, str]:
-        """No template knows `developer`, OpenAI's newer name of `system`."""
-        shield = self._tokenizer.shield
-        role = "system" if message.role == "developer" else message.role
-        named = {} if message.name is None else {"name": shield(message.name)}
-        return {"role": role, "content": shield(message.text()), **named}
-
     def _tokens_max(self, wanted: ChatCompletion, prompt_tokens: int) -> int:
-        """The longest answer for which there is room; one token is the least."""
+        """The longest answer for which there is room; one token is the least. BadRequest, in OpenAI's words, for
+        more than there could be after any prompt.
+        """
         room = self._context_tokens - prompt_tokens
         asked = wanted.answer_tokens_max
+        if asked is not None and asked > self._context_tokens:
+            name = "max_completion_tokens" if wanted.max_completion_tokens else "max_tokens"
+            raise BadRequest(
+                f"{name} is too large: {asked}. This model supports at most {self._context_tokens} completion tokens, "
+                f"whereas you provided {asked}.",
+                code="invalid_value",
+                param=name,
+            )
         if room < 1:
             raise TooLong(context_tokens=self._context_tokens, prompt_tokens=prompt_tokens, answer_tokens=asked or 1)
         return min(asked or room, room)
-
-    def _watch(
-        self, stop_bytes: tuple[bytes, ...], *, is_json: bool, publish: Publish | None
-    ) -> Callable[[int], Watcher] | None:
-        """What ends a choice comes before what publishes it."""
-        makers: list[Callable[[int], Watcher]] = []
-        if is_json:
-            makers.append(lambda _: self._objects.watcher())
-        if stop_bytes:
-            makers.append(lambda _: StopWatcher(stop_bytes, self._token_bytes))
-        if publish is not None:
-            makers.append(lambda choice: Pieces(publish, choice, stop_bytes, self._token_bytes))
-        return (lambda choice: Together([make(choice) for make in makers])) if makers else None
 
     def _stops(self, wanted: ChatCompletion) -> frozenset[int]:
         """The tokens that end an answer: the model's own, unless they are to be ignored, and those of the body."""
@@ -132,14 +145,18 @@ class Chat:
                 param="stop_token_ids",
             )
 
-    def _choice(self, asked: Asked, completion: Completion) -> AnsweredChoice:
-        """Bytes that are not UTF-8, as where a sign is cut by the length, are replaced in the text."""
-        written = stops.cut(b"".join([self._token_bytes[index] for index in completion.token_ids]), asked.stops)
-        return AnsweredChoice(
-            text=written.decode("utf-8", "replace"),
-            finish_reason=completion.finish_reason.value,
-            logprobs=logprobs_of(completion, self._tokenizer, text_bytes=len(written)),
+    def _choice(self, asked: Asked, choice: int, completion: Completion) -> AnsweredChoice:
+        answered = reading.read(
+            completion,
+            choice,
+            asked.reading,
+            tokenizer=self._tokenizer,
+            family=self._speech.family,
+            call_bytes=self._speech.call_bytes,
         )
+        if asked.structure is not None and completion.finish_reason is FinishReason.STOP and not answered.calls:
+            asked.structure.check(answered.content or "")
+        return answered
 
 
 def _read(body: dict[str, object]) -> ChatCompletion:
@@ -161,7 +178,7 @@ def _is_json(wanted: ChatCompletion) -> bool:
 
 
 def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
-    seed = int.from_bytes(_digest("seed", seed_text)[:8]) if wanted.seed is None else wanted.seed
+    seed = _seed(seed_text) if wanted.seed is None else wanted.seed
     return Sampling(
         seed=seed % 2**64,
         temperature=1.0 if wanted.temperature is None else wanted.temperature,
@@ -175,6 +192,14 @@ def _sampling(wanted: ChatCompletion, seed_text: str) -> Sampling:
     )
 
 
+def _seed(text: str) -> int:
+    return int.from_bytes(_digest("seed", text)[:8])
+
+
 def _digest(purpose: str, seed_text: str) -> bytes:
     """Two purposes share no bytes: an id must not give the noise away."""
     return hashlib.sha256(f"{purpose}:{seed_text}".encode()).digest()
+
+
+def _call_id(seed_text: str, choice: int, place: int) -> str:
+    return f"call_{_digest(f'call:{choice}:{place}', seed_text).hex()[:24]}"

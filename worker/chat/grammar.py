@@ -1,56 +1,171 @@
-"""Answers that can be nothing but a JSON object: which tokens may come next."""
+"""Answers that can be nothing but what a grammar allows: which tokens may come next."""
 
+import os
+import re
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Final
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from jobs.contract.limits import GRAMMAR_CHARACTERS_MAX
+from worker.chat.grammar_text import Place
 from worker.engine import NothingToSample
 from worker.engine.sampling import Mask
 from worker.model import Tokenizer
 
-# A model may otherwise write blanks up to the end of its context.
-_WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{0,8}"
+KEPT: Final = 64
+REASON_CHARACTERS_MAX: Final = 300
+
+_UNKNOWN_KEYWORDS: Final = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
-class JsonObjects:
-    """The grammar of JSON objects over one model's tokens; build it once, for that takes a while."""
+class Grammars:
+    """The grammars of one model, each compiled once and kept while it is used; safe to use from several threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = LLTokenizer(
             tokenizer.as_json(), n_vocab=tokenizer.vocabulary, eos_token=list(tokenizer.eos_token_ids)
         )
-        self._grammar = LLMatcher.grammar_from_json_schema(
-            {"type": "object"}, overrides={"whitespace_pattern": _WHITESPACE}
-        )
+        self._limits = _limits()
+        self._writable = {token[0] for token in tokenizer.token_bytes if len(token) == 1}
+        """The bytes that the vocabulary has; to some, those are missing that only begin signs nobody uses."""
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="masks")
+        self._lock = Lock()
+        self._kept: OrderedDict[str, Grammar | str] = OrderedDict()
+
+    def compile(self, text: str, place: Place) -> "Grammar":
+        """Of a text of `grammar_text`, or Lark. BadRequest, in the words of `place`, for one that cannot be served.
+
+        One at a time, so that many big ones leave the engine its processors; what was refused is remembered too.
+        """
+        if len(text) > GRAMMAR_CHARACTERS_MAX:
+            raise place.refusal(
+                f"too large. Expected at most {GRAMMAR_CHARACTERS_MAX} characters, but got {len(text)}."
+            )
+        with self._lock:
+            found = self._kept.get(text) or self._compile(text)
+            self._kept[text] = found
+            self._kept.move_to_end(text)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        if isinstance(found, str):
+            raise place.refusal(found)
+        return found
+
+    def _compile(self, text: str) -> "Grammar | str":
+        """Why not, if it is text."""
+        if not self._writable.issuperset(text.encode()):
+            return "it has characters that this model has no tokens for."
+        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            return _reason(matcher.get_error())
+        try:
+            return Grammar(matcher, (self._tokenizer.vocab_size + 31) // 32, self._pool)
+        except NothingToSample:
+            return "no text satisfies it."
+
+
+class Grammar:
+    """One grammar over one model's tokens, with what may come first."""
+
+    def __init__(self, matcher: LLMatcher, words: int, pool: ThreadPoolExecutor) -> None:
+        self.pool = pool
+        self._matcher = matcher
+        self._words = words
+        self._first_forced = _forced(matcher)
+        self._first = self.only(self._first_forced[0]) if self._first_forced else _allowed(matcher)
 
     def watcher(self) -> "GrammarWatcher":
         """The watcher of one choice."""
-        return GrammarWatcher(LLMatcher(self._tokenizer, self._grammar, log_level=0))
+        return GrammarWatcher(self, self._matcher.deep_copy(), self._first_forced, self._first)
+
+    def only(self, token_id: int) -> Mask:
+        """The mask that allows one token."""
+        mask = np.zeros(self._words, np.uint32)
+        mask[token_id // 32] = 1 << token_id % 32
+        return mask
 
 
 class GrammarWatcher:
-    """Keeps one choice within a grammar and ends it when the grammar is complete."""
+    """Keeps one choice within a grammar and ends it when the grammar is complete.
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    What may follow a token is found out in the pool, while the engine runs its step. Where the grammar leaves
+    only one text to go on with, its tokens are those of the model's own tokenizer.
+    """
+
+    def __init__(self, grammar: Grammar, matcher: LLMatcher, forced: Iterable[int], first: Mask) -> None:
+        self._grammar = grammar
         self._matcher = matcher
+        self._forced = deque(forced)
+        """The tokens that must come next, as far as they are known."""
+        self._next: Callable[[], Mask] = lambda: first
 
     def mask(self) -> Mask:
         """One bit a token, packed as the engine wants it. NothingToSample if the grammar is too deep to go on."""
-        packed = self._matcher.compute_bitmask()
-        self._refuse_if_lost()
-        return np.frombuffer(packed, np.uint32)
+        return self._next()
 
     def accept(self, token_id: int) -> bool:
-        """False when the object is closed."""
+        """False when nothing can follow."""
+        self._next()  # until it is there, the matcher is the pool's
         self._matcher.consume_token(token_id)
-        self._refuse_if_lost()
-        return not self._matcher.is_stopped()
+        _refuse_if_lost(self._matcher)
+        if self._matcher.is_stopped():
+            return False
+        if self._forced and self._forced.popleft() != token_id:
+            self._forced.clear()  # the same text in other tokens, which nobody chose by our mask
+        self._next = self._known_next if self._forced else self._grammar.pool.submit(self._find_next).result
+        return True
 
     def finish(self) -> None:
         """The matcher goes with its watcher."""
 
-    def _refuse_if_lost(self) -> None:
-        """A matcher in error would allow the end of the answer, in the middle of an object."""
-        if self._matcher.is_error():
-            raise NothingToSample(f"the grammar cannot go on: {self._matcher.get_error().splitlines()[0]}")
+    def _known_next(self) -> Mask:
+        return self._grammar.only(self._forced[0])
+
+    def _find_next(self) -> Mask:
+        self._forced.extend(_forced(self._matcher))
+        return self._known_next() if self._forced else _allowed(self._matcher)
+
+
+def _limits() -> LLParserLimits:
+    """Within them a grammar is compiled in a second at most, into some 50 MB; without them some take hours."""
+    return LLParserLimits(
+        max_grammar_size=50_000,
+        max_items_in_row=10_000,
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=20_000,
+        verbose_errors=False,
+    )
+
+
+def _forced(matcher: LLMatcher) -> Sequence[int]:
+    """The tokens of the only text that can follow. Bytes that the vocabulary lacks would be left out of them."""
+    token_ids = matcher.compute_ff_tokens()
+    return token_ids[: matcher.validate_tokens(token_ids)]
+
+
+def _allowed(matcher: LLMatcher) -> Mask:
+    packed = matcher.compute_bitmask()
+    _refuse_if_lost(matcher)
+    return np.frombuffer(packed, np.uint32)
+
+
+def _refuse_if_lost(matcher: LLMatcher) -> None:
+    """A matcher in error would allow the end of the answer, in the middle of it."""
+    if matcher.is_error():
+        raise NothingToSample(f"the grammar cannot go on: {_reason(matcher.get_error())}")
+
+
+def _reason(problem: str) -> str:
+    """What llguidance says, in a line."""
+    if (unknown := _UNKNOWN_KEYWORDS.match(problem)) is not None:
+        return f"not permitted: {unknown[1].replace(chr(34), chr(39))}."
+    lines = problem.splitlines()
+    told = next((line for line in lines if line.startswith("error: ")), lines[0])
+    return f"{told.removeprefix('error: ')[:REASON_CHARACTERS_MAX].rstrip('.')}."

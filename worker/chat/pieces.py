@@ -1,28 +1,37 @@
 """Text published while it is written: only what the finished answer is sure to begin with.
 
-A sign whose bytes are not all there, and bytes that may be the beginning of a stop string, are held back. What is
-still held at the end is not published: a choice may also have ended because its line failed, and is then written
-anew. The stored answer has it in any case.
+A sign whose bytes are not all there, bytes that may be the beginning of a stop string, and all from where a call may
+begin, are held back. What is still held at the end is not published: a choice may also have ended because its line
+failed, and is then written anew. The stored answer has it in any case.
 """
 
 import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
+from worker.chat.tools.beginning import Beginning
+
 
 class Publish(Protocol):
     """Takes text of a choice, before which there are `start` characters. Returns at once and does not raise."""
 
-    def __call__(self, choice: int, text: str, *, start: int) -> None: ...
+    def __call__(self, choice: int, text: str, *, start: int, is_thinking: bool = False) -> None: ...
 
 
 class Pieces:
     """Publishes one choice. Stands behind the watchers that end it, and so never sees a whole stop string."""
 
-    def __init__(self, publish: Publish, choice: int, stops: Sequence[bytes], token_bytes: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        publish: Publish,
+        choice: int,
+        stops: Sequence[bytes],
+        token_bytes: Sequence[bytes],
+        calls: Beginning | None = None,
+    ) -> None:
         self._publish = publish
         self._choice = choice
-        self._stops = [Begun(stop) for stop in stops]
+        self._unsure: list[Begun | Beginning] = [*map(Begun, stops), *([calls] if calls else [])]
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # as the answer is decoded
         self._held = b""
@@ -34,7 +43,7 @@ class Pieces:
     def accept(self, token_id: int) -> bool:
         """Publish what this token makes sure; always True."""
         added = self._token_bytes[token_id]
-        unsure = max((stop.take(added) for stop in self._stops), default=0)
+        unsure = max((unsure.take(added) for unsure in self._unsure), default=0)
         known = self._held + added
         sure = len(known) - unsure
         self._held = known[sure:]

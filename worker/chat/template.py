@@ -1,10 +1,13 @@
 """A model's chat template: messages to one text, as Hugging Face renders it. Knows nothing of tokens."""
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -14,16 +17,30 @@ from jobs.errors import BadRequest
 _FAULTS: Final = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
+class Generation(Extension):
+    """`{% generation %}` marks what to train on; a prompt is the same without it."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class Template:
     """One template, compiled; safe to use from several threads. Raises TemplateError if it is not Jinja."""
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         self._compiled = environment.from_string(source)
+        named = meta.find_undeclared_variables(environment.parse(source))
+        self.variables = frozenset(named - environment.globals.keys())
+        """What it reads of what it is given."""
         self._constants = {
             **environment.globals,
             "tools": None,
@@ -33,13 +50,21 @@ class Template:
             "eos_token": eos_token,
         }
 
-    def render(self, messages: list[dict[str, str]], *, now: datetime) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        now: datetime,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
         """The text of a prompt, up to where the answer begins. BadRequest if the template refuses.
 
         The only clock a template sees stands still at `now`, so that a line is asked the same whenever it
-        runs.
+        runs. `variables` are more of what it reads.
         """
-        said = {**self._constants, "messages": messages, "strftime_now": now.strftime}
+        given = {"messages": messages, "tools": tools, "strftime_now": now.strftime}
+        said = {**self._constants, **(variables or {}), **given}
         try:
             # As `render` does it, which copies a chain of mappings for every prompt.
             context = Context(self._compiled.environment, said, self._compiled.name, self._compiled.blocks)

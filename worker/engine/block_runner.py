@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from worker.engine import memory
 from worker.engine import session as sessions
 from worker.engine.blocks import KINDS, BlockLayout, Blocks, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
@@ -36,7 +37,7 @@ class _Stage:
     """
 
     def __init__(self, layout: BlockLayout, room: int) -> None:
-        self.float32 = np.zeros((2 * layout.layers, layout.kv_heads, room, layout.head_size), np.float32)
+        self.float32 = memory.zeros((2 * layout.layers, layout.kv_heads, room, layout.head_size), np.float32)
         self.image = Blocks(layout, layout.blocks_for(room))
 
     def begin_as(self, other: "_Stage", length: int) -> None:

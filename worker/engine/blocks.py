@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from worker.engine import memory
 from worker.engine.errors import OutOfBlocks
 
 Bytes = npt.NDArray[np.uint8]
@@ -47,10 +48,10 @@ class Blocks:
         self.layout = layout
         self.count = count
         lead = (layout.layers, count, layout.kv_heads)
-        self.key: Bytes = np.zeros((*lead, layout.head_size, layout.tokens), np.uint8)
-        self.value: Bytes = np.zeros((*lead, layout.tokens, layout.head_size), np.uint8)
-        self.key_scale: Scales = np.zeros((*lead, 1, layout.tokens), np.float32)
-        self.value_scale: Scales = np.zeros((*lead, 1, layout.tokens), np.float32)
+        self.key: Bytes = memory.zeros((*lead, layout.head_size, layout.tokens), np.uint8)
+        self.value: Bytes = memory.zeros((*lead, layout.tokens, layout.head_size), np.uint8)
+        self.key_scale: Scales = memory.zeros((*lead, 1, layout.tokens), np.float32)
+        self.value_scale: Scales = memory.zeros((*lead, 1, layout.tokens), np.float32)
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:

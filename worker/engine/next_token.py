@@ -7,6 +7,8 @@ it, but that there a grammar's mask comes first of all, so that log-probabilitie
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from worker.engine import logprobs, sampling
 from worker.engine.errors import NothingToSample
 from worker.engine.sequence import Sequence as Choice
@@ -21,26 +23,33 @@ def advance(logits: Logits, choices: Sequence[Choice]) -> list[Exception | None]
     on its own logits and choice alone.
     """
     raw = {row: logits[row].copy() for row, choice in enumerate(choices) if choice.top_logprobs is not None}
-    outcomes = [_prepare(logits[row], choice) for row, choice in enumerate(choices)]
-    tokens = sampling.sample(logits, [choice.next_draw for choice in choices])
-    for row, (choice, token) in enumerate(zip(choices, tokens.tolist(), strict=True)):
+    outcomes: list[Exception | None] = [None] * len(choices)
+    forced: dict[int, int] = {}
+    for row, choice in enumerate(choices):
+        try:
+            if (token := _prepare(logits[row], choice)) is not None:
+                forced[row] = token
+        except Exception as error:  # noqa: BLE001  a watcher is others' code
+            outcomes[row] = error
+    draws = [None if row in forced else choice.next_draw for row, choice in enumerate(choices)]
+    tokens = sampling.sample(logits, draws).tolist()
+    for row, choice in enumerate(choices):
         if outcomes[row] is None:
-            outcomes[row] = _take(choice, token, raw.get(row))
+            outcomes[row] = _take(choice, forced.get(row, tokens[row]), raw.get(row))
     return outcomes
 
 
-def _prepare(logits: Logits, choice: Choice) -> Exception | None:
-    """Leave of one row what may be drawn."""
+def _prepare(logits: Logits, choice: Choice) -> int | None:
+    """Leave of one row what may be drawn; where its mask allows one token only, tell it, and leave the row."""
     if choice.adjustment is not None:
         choice.adjustment.apply(logits)
-    if choice.watcher is not None:
-        try:
-            mask = choice.watcher.mask()
-        except Exception as error:  # noqa: BLE001  a watcher is others' code
-            return error
-        if mask is not None:
-            sampling.allow_only(logits, mask)
-    return None
+    mask = choice.watcher.mask() if choice.watcher is not None else None
+    if mask is None:
+        return None
+    if (only := sampling.only_token(mask)) is None:
+        sampling.allow_only(logits, mask)
+        return None
+    return only if only < len(logits) and np.isfinite(logits[only]) else sampling.NO_TOKEN
 
 
 def _take(choice: Choice, token: int, raw: Logits | None) -> Exception | None:

@@ -108,19 +108,32 @@ def allow_only(logits: Logits, mask: Mask) -> None:
     logits[known:] = -np.inf
 
 
-def sample(logits: Logits, draws: Sequence[Draw]) -> npt.NDArray[np.int64]:
+def only_token(mask: Mask) -> int | None:
+    """The token that a packed mask allows, if it is one; None for none or several."""
+    words = np.flatnonzero(mask)
+    if len(words) != 1 or (word := int(mask[words[0]])) & (word - 1):
+        return None
+    return int(words[0]) * 32 + word.bit_length() - 1
+
+
+def sample(logits: Logits, draws: Sequence[Draw | None]) -> npt.NDArray[np.int64]:
     """The next token [rows] of each row of logits [rows, vocabulary]; `NO_TOKEN` where none is left.
 
-    A row's token depends on its own logits and draw alone. Greedy rows cost one argmax over all of them.
+    A row's token depends on its own logits and draw alone. Greedy rows cost one argmax over all of them, and so do
+    those without a draw, whose token nobody asks for.
     """
     tokens: npt.NDArray[np.int64] = logits.argmax(axis=1).astype(np.int64)
     peaks = logits[np.arange(len(tokens)), tokens]
     tokens[~np.isfinite(peaks)] = NO_TOKEN
-    drawn = [row for row, draw in enumerate(draws) if not draw.sampling.is_greedy and tokens[row] != NO_TOKEN]
+    drawn = {
+        row: draw
+        for row, draw in enumerate(draws)
+        if draw is not None and not draw.sampling.is_greedy and tokens[row] != NO_TOKEN
+    }
     if drawn:
         envelope = Envelope(logits.shape[1])
-        for row, pairs in zip(drawn, _noise([draws[row] for row in drawn]), strict=True):
-            sampling = draws[row].sampling
+        for (row, draw), pairs in zip(drawn.items(), _noise(list(drawn.values())), strict=True):
+            sampling = draw.sampling
             softmax = Softmax(logits[row], float(peaks[row]), sampling.temperature)
             tokens[row] = _draw(softmax, envelope, sampling, pairs)
     return tokens

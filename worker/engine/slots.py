@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import onnxruntime as ort
 
+from worker.engine import memory
 from worker.engine.errors import OutOfSlots
 
 
@@ -62,7 +63,7 @@ class HostSlots:
     def __init__(self, layout: Layout, count: int) -> None:
         self.layout = layout
         self.count = count
-        self._arrays = [np.zeros(layout.shape(count), layout.element) for _ in range(2 * layout.layers)]
+        self._arrays = [memory.zeros(layout.shape(count), layout.element) for _ in range(2 * layout.layers)]
         self.addresses = tuple(array.ctypes.data for array in self._arrays)
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -101,6 +101,11 @@ class Tokenizer:
         token = self._backend.id_to_token(index)
         return token if index in self.special_token_ids and token else self.decode([index])
 
+    def token_id(self, text: str) -> int | None:
+        """The token that is written so, a control token among them; None if there is none."""
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
     def as_json(self) -> str:
         """The tokenizer in Hugging Face's format."""
         return self._backend.to_str()

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from jobs import database, keys
 from jobs.api.app import create_app
+from jobs.api.connections import Connection
 from jobs.settings import Settings
 
 FILE_SIZE_MAX = 3 * 1024 * 1024
@@ -69,7 +70,7 @@ def stranger(app: FastAPI, ledger: Engine) -> Iterator[TestClient]:
 def address(app: FastAPI) -> Iterator[str]:
     """The app behind a real server on a loopback port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         deadline = time.monotonic() + 10

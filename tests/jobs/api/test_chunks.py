@@ -45,3 +45,29 @@ def test_a_refusal_of_the_model_and_the_logprobs_are_told() -> None:
 def test_a_piece_of_a_choice_that_was_not_asked_for_is_not_sent() -> None:
     chunks = Chunks(ORDER, completion_id="x", created=1)
     assert list(chunks.piece(Piece(1, 0, "x"))) == list(chunks.piece(Piece(-1, 0, "x"))) == []
+
+
+def test_thinking_goes_before_the_answer_whether_or_not_it_was_heard_before() -> None:
+    thought = {"reasoning_content": "Hm, 2", "reasoning": "Hm, 2"}
+    whole = stored({"content": "Two", **thought})
+    first, second, _ = choices(list(Chunks(ORDER, completion_id="x", created=1).ending(whole)))
+    assert (first["delta"], second["delta"]) == (thought, {"content": "Two"})
+    heard = Chunks(ORDER, completion_id="x", created=1)
+    pieces = [Piece(0, 0, "Hm", is_thinking=True), Piece(0, 0, "Tw"), Piece(0, 1, "m,", is_thinking=True)]
+    events = [*(event for piece in pieces for event in heard.piece(piece)), *heard.ending(whole)]
+    assert [choice["delta"] for choice in choices(events)] == [
+        {"reasoning_content": "Hm", "reasoning": "Hm"},
+        {"content": "Tw"},
+        {"reasoning_content": ",", "reasoning": ","},
+        {"reasoning_content": " 2", "reasoning": " 2"},
+        {"content": "o"},
+        {},
+    ]
+
+
+def test_a_call_of_the_older_form_is_told() -> None:
+    call = {"name": "look", "arguments": "{}"}
+    ending = Chunks(ORDER, completion_id="x", created=1).ending(
+        stored({"content": None, "function_call": call}, reason="function_call")
+    )
+    assert choices(list(ending))[0]["delta"] == {"function_call": call}

@@ -13,6 +13,7 @@ from jobs.errors import BadRequest
 TOOL = {"type": "function", "function": {"name": "look"}}
 USER = {"role": "user", "content": "Hello"}
 BODY: dict[str, Any] = {"model": "tiny", "messages": [USER]}
+CLOSED: dict[str, Any] = {"type": "object", "additionalProperties": False}
 OPENAIS_ORDER = [  # a wrong value for each parameter, in the order in which OpenAI checks them
     ("messages", []),
     ("functions", 1),
@@ -42,6 +43,12 @@ def fault_of(body: dict[str, Any]) -> BadRequest:
     with pytest.raises(BadRequest) as refused:
         chat.read(orjson.loads(orjson.dumps(body)))
     return refused.value
+
+
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "cat", "strict": True, "schema": schema}}
+    }
 
 
 @pytest.mark.parametrize(
@@ -178,6 +185,77 @@ def fault_of(body: dict[str, Any]) -> BadRequest:
             "response_format.json_schema.name",
         ),
         (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "cat"}}},
+            "Missing required parameter: 'response_format.json_schema.schema'.",
+            "missing_required_parameter",
+            "response_format.json_schema.schema",
+        ),
+        (
+            strict({"type": "array"}),
+            """Invalid schema for response_format 'cat': schema must be a JSON Schema of 'type: "object"', got 'type: "array"'.""",  # noqa: E501
+            "invalid_json_schema",
+            "response_format",
+        ),
+        (
+            strict(
+                {**CLOSED, "properties": {"a": {"anyOf": [{"type": "null"}, {"type": "object"}]}}, "required": ["a"]}
+            ),
+            (
+                "Invalid schema for response_format 'cat': In context=('properties', 'a', 'anyOf', '1'), "
+                "'additionalProperties' is required to be supplied and to be false."
+            ),
+            "invalid_json_schema",
+            "response_format",
+        ),
+        (
+            strict({**CLOSED, "$defs": {"x": {**CLOSED, "properties": {"a": {}, "b": {}}, "required": ["a"]}}}),
+            (
+                "Invalid schema for response_format 'cat': In context=('$defs', 'x'), 'required' is required to be "
+                "supplied and to be an array including every key in properties. Missing 'b'."
+            ),
+            "invalid_json_schema",
+            "response_format",
+        ),
+        (
+            {"structured_outputs": {}},
+            "Invalid value for 'structured_outputs': expected exactly one of 'json', 'regex', 'choice' and 'grammar'.",
+            None,
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "Invalid value for 'structured_outputs': expected exactly one of 'json', 'regex', 'choice' and 'grammar'.",
+            None,
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            (
+                "Invalid value for 'structured_outputs': 'structured_outputs' is not allowed with 'response_format' of "
+                "type 'json_object'."
+            ),
+            None,
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"choice": ["a", ""]}},
+            (
+                "Invalid 'structured_outputs.choice[1]': empty string. Expected a string with minimum length 1, but "
+                "got an empty string instead."
+            ),
+            "empty_string",
+            "structured_outputs.choice[1]",
+        ),
+        (
+            {"structured_outputs": {"choice": ["a"] * 1001}},
+            (
+                "Invalid 'structured_outputs.choice': array too long. Expected an array with maximum length 1000, but "
+                "got an array with length 1001 instead."
+            ),
+            "array_above_max_length",
+            "structured_outputs.choice",
+        ),
+        (
             {"top_logprobs": 2},
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
             None,
@@ -234,8 +312,8 @@ def test_of_several_faults_the_one_that_openai_checks_first_is_told(chosen: set[
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"prediction": {"type": "content"}}, "prediction"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )

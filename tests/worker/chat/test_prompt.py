@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import BadRequest
 from tests.worker.chat.asking import CREATED, ask, body, said
 from worker.chat import Chat
 from worker.chat.template import Template
@@ -67,8 +68,18 @@ def test_what_is_given_reaches_the_engine(chat: Chat) -> None:
 
 
 def test_an_answer_is_never_longer_than_the_room_left(chat: Chat) -> None:
-    prompt = ask(chat, max_completion_tokens=10**9).prompt
+    prompt = ask(chat, max_completion_tokens=512).prompt
     assert prompt.tokens_max == 512 - len(prompt.token_ids)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_longer_than_any_could_be_is_refused_in_openais_words(chat: Chat, name: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        ask(chat, **{name: 513})
+    assert refused.value.message == (
+        f"{name} is too large: 513. This model supports at most 512 completion tokens, whereas you provided 513."
+    )
+    assert (refused.value.code, refused.value.param) == ("invalid_value", name)
 
 
 def test_a_prompt_may_leave_room_for_a_single_token(chat: Chat) -> None:

@@ -13,7 +13,6 @@ from worker.chat import Chat
 from worker.chat.template import Template
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
-TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
         ({"seed": 2**63}, "seed", "integer_above_max_value"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_value"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
         ({"top_logprobs": 2}, "top_logprobs", None),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),

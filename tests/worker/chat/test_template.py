@@ -44,3 +44,13 @@ def test_a_template_is_rendered_as_jinja_does_it_each_time_anew(source: str) -> 
 def test_what_a_template_may_not_or_cannot_do_is_the_callers_fault(source: str) -> None:
     with pytest.raises(BadRequest, match="chat template cannot render"):
         Template(source, bos_token="", eos_token="").render(list(SAID), now=CREATED)
+
+
+def test_marks_of_what_to_train_on_leave_the_prompt_as_it_is() -> None:
+    source = "{% for m in messages %}{% generation %}<{{ m.content }}>\n{% endgeneration %}{% endfor %}"
+    assert Template(source, bos_token="", eos_token="").render(SAID, now=CREATED) == "<one>\n<two>\n"
+
+
+def test_a_template_tells_what_it_reads() -> None:
+    source = "{% set mine = 1 %}{% for m in messages %}{{ m.tools }}{{ mine }}{% endfor %}{{ range(2) }}{{ style }}"
+    assert Template(source, bos_token="", eos_token="").variables == {"messages", "style"}

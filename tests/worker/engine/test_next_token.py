@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engine import NothingToSample, Prompt, PromptRefused, Sampling, TokenLogprob, next_token
-from worker.engine.sampling import Mask
+from worker.engine.sampling import Mask, only_token
 from worker.engine.sequence import Sequence
 from worker.engine.softmax import Logits
 from worker.engine.ticket import open_ticket
@@ -230,6 +230,36 @@ def test_a_row_has_no_log_probabilities_where_the_model_gave_no_number_for_a_mas
     outcomes = next_token.advance(np.repeat(logits, 2, axis=0), [plain, asked])
     assert (plain.token_ids, outcomes[0]) == ([30], None)
     assert isinstance(outcomes[1], NothingToSample)
+
+
+# ---- masks of one token ----
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=2), Sampling(seed=3, top_k=5)])
+def test_the_only_token_that_is_allowed_is_not_searched_for(sampling: Sampling) -> None:
+    """The row's other logits are left as they are; a neighbour draws as if it were alone."""
+    forced, free, alone = choice_of(sampling, watch=lambda _: OnlyThirty()), choice_of(sampling), choice_of(sampling)
+    logits, untouched = logits_of(8, rows=2), logits_of(8, rows=2)
+    assert next_token.advance(logits, [forced, free]) == [None, None]
+    assert forced.token_ids == [30]
+    np.testing.assert_array_equal(logits[0], untouched[0])
+    assert write(alone, untouched[1:]) == free.token_ids
+
+
+@pytest.mark.parametrize("logit", [-np.inf, np.nan])
+def test_the_only_token_that_is_allowed_is_not_written_where_it_cannot_be_drawn(logit: float) -> None:
+    logits = preferring(20)
+    logits[0, 30] = logit
+    [outcome] = next_token.advance(logits, [choice_of(watch=lambda _: OnlyThirty())])
+    assert isinstance(outcome, NothingToSample)
+
+
+@given(st.sets(st.integers(0, VOCABULARY - 1), max_size=3))
+def test_only_one_token_is_found_where_there_is_one(token_ids: set[int]) -> None:
+    mask = np.zeros(-(-VOCABULARY // 32), np.uint32)
+    for token_id in token_ids:
+        mask[token_id // 32] |= 1 << token_id % 32
+    assert only_token(mask) == (next(iter(token_ids)) if len(token_ids) == 1 else None)
 
 
 # ---- neighbours ----

@@ -1,0 +1,159 @@
+"""Clients that are slow, too many, or do not speak HTTP: over a real socket."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+
+from jobs.api.app import create_app
+from jobs.hints import Hints
+from jobs.settings import Settings
+from tests.jobs import making
+
+
+@contextmanager
+def connection(address: str) -> Iterator[socket.socket]:
+    place = urlsplit(address)
+    assert place.hostname is not None
+    with socket.create_connection((place.hostname, place.port or 0), timeout=20) as opened:
+        yield opened
+
+
+def answer_to(opened: socket.socket, sent: bytes) -> bytes:
+    """All that comes until the server closes; where it had more to read, that looks like a reset."""
+    found = b""
+    with suppress(ConnectionResetError):
+        opened.sendall(sent)
+        while piece := opened.recv(65_536):
+            found += piece
+    return found
+
+
+def error_in(answer: bytes) -> dict[str, object]:
+    error = orjson.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return dict(error)
+
+
+def test_a_body_that_stops_arriving_is_given_up_and_nothing_of_it_stays(
+    address: str, key: str, ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.api.edge.READ_SECONDS", 0.2)
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\ncontent-length: 3000000\r\n"
+        "content-type: multipart/form-data; boundary=b\r\n\r\n"
+        '--b\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+    )
+    with connection(address) as opened:
+        answer = answer_to(opened, head.encode() + b"x" * 2_500_000)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"x-request-id: req_" in answer
+    assert "0 seconds" in str(error_in(answer)["message"])
+    left = (
+        "SELECT (SELECT count(*) FROM file) + (SELECT count(*) FROM file_part) + (SELECT count(*) FROM upload_permit)"
+    )
+    deadline = time.monotonic() + 10
+    while making.scalar(ledger, left) != 0:
+        assert time.monotonic() < deadline, "what had arrived is still there"
+
+
+def test_a_body_that_is_refused_and_never_ends_is_cut_off(
+    address: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.api.connections.HEAD_SECONDS", 0.2)
+    head = f"POST /v1/files HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\ncontent-length: 5000000\r\n\r\n"
+    with connection(address) as opened:
+        opened.sendall(head.encode())
+        refused = opened.recv(65_536)
+        refused += answer_to(opened, b"x" * 1_000_000)
+    assert refused.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: here\r\n"])
+def test_a_request_that_is_never_begun_or_stays_half_a_head_is_cut_off(
+    address: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("jobs.api.connections.HEAD_SECONDS", 0.2)
+    with connection(address) as opened:
+        assert answer_to(opened, sent) == b""
+
+
+def test_a_second_request_may_not_stay_half_a_head_either(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.api.connections.HEAD_SECONDS", 0.2)
+    with connection(address) as opened:
+        opened.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
+        first = opened.recv(65_536)
+        assert b"HTTP/1.1" not in answer_to(opened, b"GET /healthz")
+    assert first.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_request_may_take_longer_than_its_head(
+    address: str, client: TestClient, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.api.connections.HEAD_SECONDS", 0.2)
+    released = threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        yield b'{"input_file_id": "file-x", '
+        released.wait(1)
+        yield b'"endpoint": "/v1/chat/completions", "completion_window": "24h"}'
+
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    assert httpx.post(f"{address}/v1/batches", content=slow(), headers=headers).status_code == 200
+
+
+def test_what_is_not_http_is_refused_with_the_envelope(address: str) -> None:
+    with connection(address) as opened:
+        answer = answer_to(opened, b"\x16\x03\x01 hello\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert error_in(answer)["message"] == "Invalid HTTP request received."
+
+
+def test_a_client_who_takes_nothing_of_its_answer_is_cut_off(
+    address: str, key: str, ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.api.edge.WRITE_SECONDS", 0.2)
+    size = 40_000_000  # more than the sockets' buffers hold
+    file = making.upload(ledger, b"x" * size)
+    head = f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n\r\n"
+    with connection(address) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        opened.sendall(head.encode())
+        deadline = time.monotonic() + 10
+        while making.scalar(ledger, "SELECT count(*) FROM pg_stat_activity WHERE state = 'active'") > 1:
+            assert time.monotonic() < deadline
+        threading.Event().wait(1)  # the client does something else
+        received = len(answer_to(opened, b""))
+    assert received < size
+
+
+def test_more_requests_at_once_than_are_answered_are_told_to_come_again(ledger: Engine, key: str, hints: Hints) -> None:
+    app: FastAPI = create_app(ledger, hints, Settings(requests_at_once=1))
+    inside, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert released.wait(10)
+
+    app.add_api_route("/held", hold, methods=["GET"])
+    with TestClient(app) as client:
+        held = threading.Thread(target=lambda: client.get("/held"))
+        held.start()
+        assert inside.wait(10)
+        refused = client.get("/healthz")
+        released.set()
+        held.join()
+        assert client.get("/healthz").status_code == 200
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "2"
+    assert refused.headers["x-request-id"].startswith("req_")
+    assert refused.json()["error"]["type"] == "server_error"

@@ -1,0 +1,190 @@
+"""Grammars are compiled once, in bounded time, and cost nobody but their sender anything."""
+
+from collections.abc import Callable
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from jobs.contract.limits import GRAMMAR_CHARACTERS_MAX
+from jobs.errors import BadRequest
+from tests.worker.chat.walking import allowed
+from worker.chat import Chat, grammar, grammar_text
+from worker.chat.grammar import Grammars
+from worker.chat.grammar_text import Place
+from worker.model import ModelFolder, Tokenizer
+
+PLACE = Place("schema for response_format 'cat'", "invalid_json_schema", "response_format")
+PATIENCE_SECONDS = 10
+"""A bomb that goes off takes minutes at least, and mostly all memory."""
+
+Schema = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: ModelFolder) -> Tokenizer:
+    return smollm2.tokenizer()
+
+
+@pytest.fixture
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer)
+
+
+def compiled(grammars: Grammars, schema: Schema) -> grammar.Grammar:
+    return grammars.compile(grammar_text.of_json_schema(schema, PLACE), PLACE)
+
+
+def doubled(depth: int, double: Callable[[Schema], Schema]) -> Schema:
+    """Each definition holds the next twice."""
+    names = {f"x{n}": double({"$ref": f"#/$defs/x{n + 1}"}) for n in range(depth)}
+    return {"$ref": "#/$defs/x0", "$defs": {**names, f"x{depth}": {"type": "null"}}}
+
+
+def nested(depth: int) -> Schema:
+    schema: Schema = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+REFUSED: dict[str, tuple[Schema, str]] = {
+    "more than a schema may have": ({"enum": ["x" * GRAMMAR_CHARACTERS_MAX]}, "too large"),
+    "four megabytes": ({"description": "x" * 4_000_000}, "too large"),
+    "a hundred thousand values": ({"enum": [f"value {n}" for n in range(100_000)]}, "too large"),
+    "properties without end": ({"properties": {f"p{n}": {} for n in range(9_000)}}, "not 'required'"),
+    "nested a thousand times": (nested(400), "nested too deeply"),
+    "nested as deep as Python goes": (nested(5_000), "nested too deeply"),
+    "many remainders": ({"type": "integer", "multipleOf": 1_000_003}, "least common multiple"),
+    "many remainders together": ({"allOf": [{"multipleOf": 9973}, {"multipleOf": 0.0007}]}, "least common multiple"),
+    "doubled in place": (doubled(40, lambda x: {"allOf": [x, x]}), "written out"),
+    "doubled as a choice": (
+        doubled(40, lambda x: {"anyOf": [{"properties": {"a": x}}, {"properties": {"a": x}}]}),
+        "wr",
+    ),
+    "every combination": (
+        {"allOf": [{"anyOf": [{"properties": {f"{n}{m}": {}}} for m in "ab"]} for n in range(20)]},
+        "too large",
+    ),
+    "itself and nothing else": ({"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/x"}}}, "no text satisfies it"),
+    "another's schema": ({"$ref": "https://example.org/schema.json"}, "expected a path that begins with '#/'"),
+    "a path to nowhere": ({"$ref": "#/$defs/x"}, "which is not there"),
+    "keywords": ({"type": "array", "uniqueItems": True, "not": {}}, "not permitted: 'not', 'uniqueItems'"),
+    "a format": ({"type": "string", "format": "colour"}, "Unknown format: colour"),
+    "a pattern that looks around": ({"type": "string", "pattern": "(?=a)a"}, "look-around"),
+    "a pattern that is none": ({"type": "string", "pattern": "(a"}, "unclosed group"),
+    "bounds that leave nothing": ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum (5) is greater"),
+    "signs without tokens": ({"const": "\U00071000"}, "no tokens for"),
+}
+SERVED: dict[str, Schema] = {
+    "a pattern with two to the thirtieth states": {"type": "string", "pattern": "^(a|b)*a(a|b){30}$"},
+    "a billion characters": {"type": "string", "minLength": 100_000, "maxLength": 1_000_000_000},
+    "a million items": {"type": "array", "items": {"type": "string"}, "minItems": 1_000_000},
+    "a long constant": {"const": "x" * 100_000},
+    "thousands of values": {"enum": [f"value {n}" for n in range(5_000)]},
+    "properties that may be left out": {"properties": {f"p{n}": {} for n in range(2_000)}},
+    "properties": {"properties": {f"p{n}": {} for n in range(4_000)}, "required": [f"p{n}" for n in range(4_000)]},
+    "a tree": {"properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_schema_that_cannot_be_served_is_refused_in_time(grammars: Grammars, name: str) -> None:
+    schema, reason = REFUSED[name]
+    began = monotonic()
+    with pytest.raises(BadRequest) as refused:
+        compiled(grammars, schema)
+    assert monotonic() - began < PATIENCE_SECONDS
+    assert reason in refused.value.message
+    assert refused.value.message.startswith("Invalid schema for response_format 'cat': ")
+    assert len(refused.value.message) < 500
+    assert (refused.value.code, refused.value.param) == ("invalid_json_schema", "response_format")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_large_schema_is_served_in_time(grammars: Grammars, name: str) -> None:
+    began = monotonic()
+    watcher = compiled(grammars, SERVED[name]).watcher()
+    for _ in range(3):
+        watcher.accept(int(allowed(watcher)[0]))
+    assert monotonic() - began < PATIENCE_SECONDS
+
+
+def test_a_grammar_is_compiled_once_while_it_is_used(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "KEPT", 2)
+    schemas = [{"const": n} for n in range(3)]
+    first = compiled(grammars, schemas[0])
+    compiled(grammars, schemas[1])
+    assert compiled(grammars, schemas[0]) is first
+    second = compiled(grammars, schemas[1])
+    compiled(grammars, schemas[2])
+    assert compiled(grammars, schemas[1]) is second
+    assert compiled(grammars, schemas[0]) is not first
+
+
+def test_what_was_refused_is_refused_again_without_being_compiled(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        with pytest.raises(BadRequest, match="Unknown format"):
+            compiled(grammars, {"format": "colour"})
+        monkeypatch.setattr(grammar, "LLMatcher", None)
+
+
+def test_only_the_tokens_of_the_one_possible_text_are_allowed(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Any of their beginnings would do too, and so would a step for each."""
+    watcher = grammars.compile(grammar_text.of_choice(["the whole answer"]), PLACE).watcher()
+    written = []
+    while True:
+        [index] = allowed(watcher)
+        written.append(int(index))
+        if not watcher.accept(written[-1]):
+            break
+    assert written == tokenizer.encode_plain("the whole answer")
+
+
+def test_the_next_mask_is_found_while_the_engine_does_other_work(grammars: Grammars) -> None:
+    """Here the pool is held, so that accepting a token would wait for ever if it waited for the mask."""
+    watcher = compiled(grammars, {"type": "object"}).watcher()
+    held, workers = Event(), grammars._pool._max_workers
+    for _ in range(workers):
+        grammars._pool.submit(held.wait)
+    [brace] = [index for index in allowed(watcher) if watcher._matcher.validate_tokens([int(index)])][:1]
+    assert watcher.accept(int(brace))
+    assert grammars._pool._work_queue.qsize() == 1
+    held.set()
+    assert len(allowed(watcher)) > 1
+
+
+def test_watchers_of_one_grammar_do_not_see_each_other(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    shared = compiled(grammars, {"enum": [11, 22]})
+    one, other = shared.watcher(), shared.watcher()
+    [two] = tokenizer.encode_plain("2")
+    one.accept(two)
+    np.testing.assert_array_equal(allowed(one), [two])
+    assert set(tokenizer.encode_plain("12")) <= set(allowed(other).tolist())
+
+
+def test_a_users_options_for_the_grammar_library_are_not_heard(grammars: Grammars) -> None:
+    with pytest.raises(BadRequest, match="not permitted: 'not'"):
+        compiled(grammars, {"not": {}, "x-guidance": {"lenient": True}})
+
+
+def test_a_schema_has_its_place_in_a_larger_grammar(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    rule = grammar_text.json_rule({"const": {"a": 1}}, PLACE, is_strict=True)
+    watcher = grammars.compile(f'start: "<call>" body "</call>"\nbody: {rule}', PLACE).watcher()
+    ids = tokenizer.encode_plain('<call>{"a": 1}</call>')
+    assert [watcher.accept(index) for index in ids] == [True] * (len(ids) - 1) + [False]
+
+
+def test_text_round_trips(chat: Chat) -> None:
+    """orjson keeps the order of a schema's properties, in which they are asked for."""
+    schema: Schema = {"properties": {name: {} for name in "zay"}}
+    assert list(orjson.loads(grammar_text.json_rule(schema, PLACE, is_strict=True).split(" ", 1)[1])["properties"]) == [
+        "z",
+        "a",
+        "y",
+    ]
