@@ -113,6 +113,7 @@ def read(path: Path, chat_template: str | None = None) -> Checkpoint:
         weights=weights,
         tokenizer=_tokenizer(source),
         chat_template=chat_template or _template(source),
+        tool_template=None if chat_template else source.value_or("tokenizer.chat_template.tool_use", "") or None,
         bos_token=_token_text(source, "bos"),
         eos_token=_token_text(source, "eos"),
     )

@@ -97,6 +97,12 @@ def test_missing_metadata_is_named(path: Path) -> None:
         gguf.read(tiny_gguf.write(path, {"tokenizer.ggml.merges": None}))
 
 
+def test_a_template_for_tools_is_taken_too_unless_another_is_given(path: Path) -> None:
+    tiny_gguf.write(path, {"tokenizer.chat_template.tool_use": "with tools"})
+    assert gguf.read(path).tool_template == "with tools"
+    assert gguf.read(path, "asked so").tool_template is None
+
+
 def test_a_file_without_a_template_can_be_given_one(path: Path) -> None:
     tiny_gguf.write(path, {"tokenizer.chat_template": None})
     with pytest.raises(UnsupportedModel, match=r"no chat template.*--chat-template FILE"):
