@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.model import byte_level, folder
+from worker.model import byte_level, folder, rope
 from worker.model.checkpoint import Checkpoint
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Tensor, Weights
+from worker.model.weights import LayerWeights, Linear, Tensor, Weights
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -30,7 +30,6 @@ SPEC = ModelSpec(
     intermediate=128,
     vocabulary=len(CONTROL) + 256,
     context_length=512,
-    rope_theta=10_000.0,
     norm_epsilon=1e-5,
     tied_embeddings=False,
     eos_token_ids=(CONTROL.index("<|im_end|>"),),
@@ -94,18 +93,22 @@ def _weights(spec: ModelSpec, seed: int) -> Weights:
         noise = np.random.default_rng([seed, part]).standard_normal(shape, np.float32)
         return noise / np.float32(np.sqrt(shape[-1]))
 
+    def linear(*shape: int, part: int) -> Linear:
+        return Linear(draw(*shape, part=part))
+
     def layer(index: int) -> LayerWeights:
         queries, keys, part = spec.heads * spec.head_size, spec.kv_heads * spec.head_size, 10 * (index + 1)
         return LayerWeights(
             attention_norm=np.ones(spec.hidden, np.float32),
-            query=draw(queries, spec.hidden, part=part),
-            key=draw(keys, spec.hidden, part=part + 1),
-            value=draw(keys, spec.hidden, part=part + 2),
-            output=draw(spec.hidden, queries, part=part + 3),
+            query=linear(queries, spec.hidden, part=part),
+            key=linear(keys, spec.hidden, part=part + 1),
+            value=linear(keys, spec.hidden, part=part + 2),
+            output=linear(spec.hidden, queries, part=part + 3),
             feed_forward_norm=np.ones(spec.hidden, np.float32),
-            gate=draw(spec.intermediate, spec.hidden, part=part + 4),
-            up=draw(spec.intermediate, spec.hidden, part=part + 5),
-            down=draw(spec.hidden, spec.intermediate, part=part + 6),
+            gate=linear(spec.intermediate, spec.hidden, part=part + 4),
+            up=linear(spec.intermediate, spec.hidden, part=part + 5),
+            down=linear(spec.hidden, spec.intermediate, part=part + 6),
+            rotary=rope.plain(spec.head_size, 10_000.0),
         )
 
     return Weights(

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -23,13 +24,23 @@ def models() -> None:
 @click.option(
     "--precision", help="int8 or fp32 for CPUs, fp16 for NVIDIA GPUs; the fastest of this machine if not given."
 )
-def add(source: str, name: str | None, precision: str | None) -> None:
-    """Fetch and convert a model. SOURCE is a known name, such as smollm2-135m, or a .gguf file."""
+@click.option(
+    "--chat-template",
+    type=click.File(encoding="utf-8"),
+    help="A Jinja file to ask the model by, instead of its own template.",
+)
+def add(source: str, name: str | None, precision: str | None, chat_template: TextIO | None) -> None:
+    """Fetch and convert a model.
+
+    SOURCE is a known name, such as smollm2-135m, a .gguf file, a folder as Hugging Face has it (config.json,
+    safetensors, tokenizer.json), or the id of one on its hub, OWNER/NAME.
+    """
     folder = worker_models.add(
         source,
         models_dir=operate.models_dir(commands.read_quietly()),
         name=name,
         precision=precision,
+        chat_template=chat_template.read() if chat_template else None,
         progress=commands.say,
     )
     click.echo(folder.name)
@@ -54,10 +65,12 @@ def list_() -> None:
 def show(name: str) -> None:
     """Show what is known of a model."""
     folder = worker_models.open_named(name, operate.models_dir(commands.read_quietly()))
-    manifest = folder.manifest
+    manifest, spec = folder.manifest, folder.spec
     facts = {
         "name": folder.name,
         "source": manifest.source,
+        "architecture": f"{spec.architecture}, {spec.layers} layers of {spec.hidden}, {spec.vocabulary:,} tokens",
+        "context": f"{spec.context_length:,} tokens",
         "precision": manifest.precision,
         "size": screen.size(folder.size_bytes),
         "added": manifest.created_at,
@@ -65,7 +78,7 @@ def show(name: str) -> None:
         "folder": str(folder.path),
     }
     for fact, value in facts.items():
-        click.echo(f"{fact:<12} {value}")
+        click.echo(f"{fact:<13} {value}")
 
 
 @models.command()
@@ -82,7 +95,13 @@ def verify(name: str, files_only: bool) -> None:
     if files_only or folder.manifest.precision is worker_models.Precision.FP32:
         return
     with tempfile.TemporaryDirectory(prefix="gristmill-") as scratch:
-        reference = worker_models.add(folder.manifest.reference, Path(scratch), precision="fp32", progress=commands.say)
+        reference = worker_models.add(
+            folder.manifest.reference,
+            Path(scratch),
+            precision="fp32",
+            chat_template=folder.chat_template(),
+            progress=commands.say,
+        )
         found = _measure(folder, reference)
     click.echo(
         f"{folder.manifest.precision} against fp32, {found.tokens:,} tokens of English: "

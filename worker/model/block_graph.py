@@ -39,7 +39,7 @@ values behind those that the stage holds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -48,9 +48,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.onnx_file import MICROSOFT, OnnxFile
-from worker.model.rotation import hadamard, rotated, turn_inside
-from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Tensor, Weights
+from worker.model.rotation import can_turn, hadamard, rotated, turn_inside
+from worker.model.spec import Activation, ModelSpec
+from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
 
 BLOCK: Final = 64
 """Tokens in a block."""
@@ -68,6 +68,22 @@ _VECTOR: Final = 16
 _TINY: Final = 1e-20
 _ZERO: Final = 128
 """What stands for zero among numbers without a sign."""
+
+
+def obstacle(spec: ModelSpec, weights: Weights) -> str | None:
+    """What keeps a model from being written in 8 bits, to follow "because"; None if nothing does."""
+    layer = weights.layer(0)
+    if not can_turn(layer):
+        return "it has norms behind attention and feed-forward, so its activations cannot be made alike"
+    if layer.query_norm is not None and len(layer.query_norm) != spec.head_size:
+        return "it norms its queries over all heads together"
+    if spec.windows:
+        return "some of its layers see only a part of the text"
+    if spec.attention_softcap or spec.logits_softcap:
+        return "it bends its scores by a tanh"
+    if spec.activation is not Activation.SILU:
+        return f"its activation is {spec.activation}"
+    return None
 
 
 def write(spec: ModelSpec, weights: Weights, folder: Path) -> None:
@@ -136,6 +152,8 @@ class _Decoder:
 
     file: OnnxFile
     spec: ModelSpec
+    rotary_tables: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    """The names of cos and sin by the frequencies they are made of."""
 
     def write(self, weights: Weights) -> None:
         self._constants()
@@ -147,7 +165,7 @@ class _Decoder:
         for index in range(self.spec.layers):
             total, delta = self._layer(index, weights.layer(index), total, delta)
         normed, _ = self._norm("final_norm", total, delta)
-        self._linear("logits", self._normed_eighths("lm_head.input", normed), signed(weights.lm_head()))
+        self._linear("logits", self._normed_eighths("lm_head.input", normed), signed(weights.lm_head()), None)
         for name in ("new", "new_scale"):
             layers = [f"layers.{index}.{name}" for index in range(self.spec.layers)]
             self.file.node("Concat", layers, name, axis=0)
@@ -166,11 +184,12 @@ class _Decoder:
     def _attention(self, index: int, normed: str, layer: LayerWeights) -> str:
         place, node = f"layers.{index}", self.file.node
         # Attention's own factor goes into the queries; it is a power of 2 for the usual sizes of heads.
-        query = layer.query * np.float32(self.spec.head_size**-0.5)
-        qkv = self._scaled_linear(f"{place}.qkv", normed, np.concatenate([query, layer.key, layer.value]))
+        layer = layer.with_queries_times(self.spec.head_size**-0.5)
+        qkv = self._scaled_linear(f"{place}.qkv", normed, stacked(layer.query, layer.key, layer.value))
         turning, value = f"{place}.query_key", f"{place}.value"
         self.file.nodes("Split", [qkv, "turning_sizes"], [turning, value], axis=1)
-        turned = node("Concat", [self._rotary(turning), value], f"{place}.turned", axis=1)
+        turning = self._rotary(self._heads_norm(f"{place}.heads_norm", turning, layer), layer.rotary)
+        turned = node("Concat", [turning, value], f"{place}.turned", axis=1)
         heads = node("Reshape", [turned, "shape_vectors"], f"{place}.heads")
         eighths = self._eighths(f"{place}.heads", heads)
         by_token = node("Reshape", [eighths.value, "shape_tokens"], f"{place}.new")
@@ -293,8 +312,8 @@ class _Decoder:
     def _feed_forward(self, place: str, normed: str, layer: LayerWeights) -> str:
         node = self.file.node
         eighths = self._normed_eighths(f"{place}.input", normed)
-        gate = self._linear(f"{place}.gate", eighths, signed(layer.gate))
-        up = self._linear(f"{place}.up", eighths, signed(layer.up))
+        gate = self._linear(f"{place}.gate", eighths, signed(layer.gate.weight), layer.gate.bias)
+        up = self._linear(f"{place}.up", eighths, signed(layer.up.weight), layer.up.bias)
         # x * sigmoid(x), which ONNX Runtime has under this name.
         activated = node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
         gated = node("Mul", [activated, up], f"{place}.gated")
@@ -302,7 +321,8 @@ class _Decoder:
         stretches = node("Reshape", [gated, "shape_stretches"], f"{place}.stretches")
         turned = node("MatMul", [stretches, "turn"], f"{place}.turned")
         turned = node("Reshape", [turned, "shape_intermediate"], f"{place}.turned.flat")
-        return self._scaled_linear(f"{place}.down", turned, turn_inside(layer.down, turn))
+        down = Linear(turn_inside(layer.down.weight, turn), layer.down.bias)
+        return self._scaled_linear(f"{place}.down", turned, down)
 
     def _norm(self, place: str, total: str, delta: str) -> tuple[str, str]:
         """The normalized stream and the stream itself, its delta added."""
@@ -320,12 +340,43 @@ class _Decoder:
         )
         return place, added
 
-    def _rotary(self, tensor: str) -> str:
+    def _heads_norm(self, place: str, tensor: str, layer: LayerWeights) -> str:
+        """Queries and keys [N, (heads + kv_heads) * head_size], each head normed, where the model does that."""
+        if layer.query_norm is None or layer.key_norm is None:
+            return tensor
+        ones = self.file.tensor(f"{place}.ones", np.ones(self.spec.head_size, np.float32))
+        gains = np.repeat([layer.query_norm, layer.key_norm], [self.spec.heads, self.spec.kv_heads], axis=0)
+        count = self.spec.heads + self.spec.kv_heads
+        each = self.file.constant(f"{place}.each", [-1, count, self.spec.head_size])
+        heads = self.file.node("Reshape", [tensor, each], f"{place}.heads")
+        normed = self.file.node(
+            "SimplifiedLayerNormalization", [heads, ones], place, axis=-1, epsilon=self.spec.norm_epsilon
+        )
+        scaled = self.file.node("Mul", [normed, self.file.tensor(f"{place}.gains", gains)], f"{place}.scaled")
+        together = self.file.constant(f"{place}.together", [-1, count * self.spec.head_size])
+        return self.file.node("Reshape", [scaled, together], f"{place}.output")
+
+    def _rotary(self, tensor: str, frequencies: Tensor | None) -> str:
         """Rotary embedding (RoFormer, arXiv 2104.09864) of [N, any heads * head_size]."""
+        if frequencies is None:
+            return tensor
         batch = self.file.node("Unsqueeze", [tensor, "axis_0"], f"{tensor}.batch")
-        inputs = [batch, "position_ids", "rotary.cos", "rotary.sin"]
+        inputs = [batch, "position_ids", *self._rotary_table(frequencies)]
         turned = self.file.node("RotaryEmbedding", inputs, f"{tensor}.turned", MICROSOFT)
         return self.file.node("Squeeze", [turned, "axis_0"], f"{tensor}.rotary")
+
+    def _rotary_table(self, frequencies: Tensor) -> tuple[str, str]:
+        """cos and sin of every position, [context_length, head_size / 2]."""
+        key = frequencies.tobytes()
+        if key not in self.rotary_tables:
+            angles = np.outer(np.arange(self.spec.context_length, dtype=np.float32), frequencies)
+            place = f"rotary.{len(self.rotary_tables)}"
+            cos, sin = (
+                self.file.weight(f"{place}.cos", np.cos(angles)),
+                self.file.weight(f"{place}.sin", np.sin(angles)),
+            )
+            self.rotary_tables[key] = cos, sin
+        return self.rotary_tables[key]
 
     def _normed_eighths(self, place: str, normed: str) -> _Eighths:
         """8 bits for tokens that come out of a norm: one scale for all."""
@@ -344,13 +395,16 @@ class _Decoder:
         steps = node("Div", [tensor, step], f"{place}.steps")
         return _Eighths(node("QuantizeLinear", [steps, "one", "zero_point"], f"{place}.eighths"), step)
 
-    def _scaled_linear(self, place: str, tensor: str, weight: Tensor) -> str:
+    def _scaled_linear(self, place: str, tensor: str, layer: Linear) -> str:
         """A linear layer of tokens with a scale each."""
         eighths = self._eighths(place, tensor)
-        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), unsigned(weight))
-        return self.file.node("Mul", [unscaled, eighths.scale], place)
+        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), unsigned(layer.weight), None)
+        if layer.bias is None:
+            return self.file.node("Mul", [unscaled, eighths.scale], place)
+        scaled = self.file.node("Mul", [unscaled, eighths.scale], f"{place}.scaled")
+        return self.file.node("Add", [scaled, self.file.weight(f"{place}.bias", layer.bias)], place)
 
-    def _linear(self, place: str, eighths: _Eighths, weight: Quantized) -> str:
+    def _linear(self, place: str, eighths: _Eighths, weight: Quantized, bias: Tensor | None) -> str:
         """A linear layer of tokens with one scale; this operator writes floats at once."""
         inputs = [
             eighths.value,
@@ -360,6 +414,8 @@ class _Decoder:
             "zero_point",
             weight.zero_point,
         ]
+        if bias is not None:
+            inputs.append(self.file.weight(f"{place}.bias", bias))
         return self.file.node("MatMulIntegerToFloat", inputs, place, MICROSOFT)
 
     def _mask(self) -> None:
@@ -425,11 +481,6 @@ class _Decoder:
         }
         for name, values in vectors.items():
             file.constant(name, values)
-        exponents = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
-        frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
-        angles = np.outer(np.arange(spec.context_length, dtype=np.float32), frequencies)
-        file.weight("rotary.cos", np.cos(angles))
-        file.weight("rotary.sin", np.sin(angles))
 
 
 def _inputs(spec: ModelSpec) -> list[ValueInfoProto]:

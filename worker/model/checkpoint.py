@@ -18,3 +18,4 @@ class Checkpoint:
     chat_template: str  # Jinja, as Hugging Face renders it
     bos_token: str  # for the template; "" where the model has none
     eos_token: str
+    tool_template: str | None = None  # another one for requests with tools, where there is one

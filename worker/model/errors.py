@@ -9,6 +9,16 @@ class UnsupportedModel(ModelError):
     """The weights are readable, but of a kind that Gristmill cannot run."""
 
 
+class NoChatTemplate(UnsupportedModel):
+    """The model says nothing of conversations."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"{origin} has no chat template, so it was not made for conversations; if you know how it should be asked, "
+            "give a template with --chat-template FILE"
+        )
+
+
 class UnreadableWeights(ModelError):
     """The file is not what its name says, or part of it is missing."""
 

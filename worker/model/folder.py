@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,6 @@ from worker.model.tokenizer import Tokenizer
 TOKENIZER_NAME: Final = "tokenizer.json"
 TEMPLATE_NAME: Final = "chat_template.jinja"
 TOOL_TEMPLATE_NAME: Final = "tool_template.jinja"
-_FILE_NAMES: Final = (GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
 
 _BLOCK_BYTES: Final = 4096
 _BLOCKS: Final = 256
@@ -73,6 +73,11 @@ class ModelFolder:
         )
 
 
+def obstacle(checkpoint: Checkpoint, precision: Precision) -> str | None:
+    """What keeps a model from being stored in a precision, to follow "because"; None if nothing does."""
+    return block_graph.obstacle(checkpoint.spec, checkpoint.weights) if precision is Precision.INT8 else None
+
+
 def write(
     path: Path, checkpoint: Checkpoint, *, name: str, source: str, reference: str, precision: Precision
 ) -> ModelFolder:
@@ -83,6 +88,10 @@ def write(
         graph.write(checkpoint.spec, checkpoint.weights, precision, path)
     (path / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(), "utf-8")
     (path / TEMPLATE_NAME).write_text(checkpoint.chat_template, "utf-8")
+    names = [GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME]
+    if checkpoint.tool_template is not None:
+        (path / TOOL_TEMPLATE_NAME).write_text(checkpoint.tool_template, "utf-8")
+        names.append(TOOL_TEMPLATE_NAME)
     manifest = Manifest(
         name=name,
         source=source,
@@ -92,10 +101,10 @@ def write(
         spec=checkpoint.spec,
         bos_token=checkpoint.bos_token,
         eos_token=checkpoint.eos_token,
-        files=tuple(_describe(path / file_name) for file_name in _FILE_NAMES),
+        files=tuple(_describe(path / file_name) for file_name in names),
     )
     (path / MANIFEST_NAME).write_text(manifest.as_json(), "utf-8")
-    _flush(path / file_name for file_name in (*_FILE_NAMES, MANIFEST_NAME))
+    _flush(path / file_name for file_name in (*names, MANIFEST_NAME))
     _flush([path])
     return ModelFolder(path, manifest)
 
@@ -156,7 +165,8 @@ def _damaged(folder: ModelFolder, fault: str) -> DamagedModel:
 
 def _again(reference: str, name: str) -> str:
     """The command that adds a model under the name that it has."""
-    return f"gristmill models add {reference if reference == name else f'{reference} --name {name}'}"
+    quoted = shlex.quote(reference)
+    return f"gristmill models add {quoted if reference == name else f'{quoted} --name {name}'}"
 
 
 def _describe(path: Path) -> StoredFile:

@@ -15,16 +15,18 @@ otherwise copies the whole cache at every run. S > 1 is for first prompts (total
 past is ignored) or for a single row (B == 1): rules of that operator.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, assert_never
 
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.onnx_file import MICROSOFT, OnnxFile
 from worker.model.precision import Precision
-from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Tensor, Weights
+from worker.model.spec import Activation, ModelSpec
+from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
 
 
 def write(spec: ModelSpec, weights: Weights, precision: Precision, folder: Path) -> None:
@@ -50,9 +52,11 @@ class _Decoder:
     spec: ModelSpec
     precision: Precision
 
+    rotary_tables: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    """The names of cos and sin by the frequencies they are made of."""
+
     def write(self, weights: Weights) -> None:
         embedding = self._weight("embedding.weight", weights.embedding())
-        self._rotary_tables()
         stream = _Stream(self.file.node("Gather", [embedding, "input_ids"], "embedding.output"), delta=None)
         for index in range(self.spec.layers):
             stream = self._layer(index, weights.layer(index), stream)
@@ -69,35 +73,72 @@ class _Decoder:
         if index == self.spec.layers - 1:
             # From here on each position stands alone, so go on with those that want logits.
             total, attended = self._rows("rows.sum", total), self._rows("rows.attended", attended)
+        attended = self._post_norm(f"{place}.attention_post_norm", layer.attention_post_norm, attended)
         stream = _Stream(total, attended)
         hidden, total = self._norm(f"{place}.feed_forward_norm", layer.feed_forward_norm, stream)
-        return _Stream(total, self._feed_forward(f"{place}.feed_forward", hidden, layer))
+        added = self._feed_forward(f"{place}.feed_forward", hidden, layer)
+        return _Stream(total, self._post_norm(f"{place}.feed_forward_post_norm", layer.feed_forward_post_norm, added))
 
     def _attention(self, index: int, hidden: str, layer: LayerWeights) -> str:
         place = f"layers.{index}.attention"
-        packed = np.concatenate([layer.query, layer.key, layer.value])
-        qkv = self._linear(f"{place}.qkv", hidden, packed)
         past = [f"past_key_values.{index}.{part}" for part in ("key", "value")]
         present = [f"present.{index}.{part}" for part in ("key", "value")]
+        cos, sin = self._rotary(layer.rotary)
         self.file.nodes(
             "GroupQueryAttention",
-            [qkv, "", "", *past, "seqlens_k", "total_sequence_length", "rotary.cos", "rotary.sin"],
+            [*self._query_key_value(place, hidden, layer), *past, "seqlens_k", "total_sequence_length", cos, sin],
             [f"{place}.mixed", *present],
             MICROSOFT,
             num_heads=self.spec.heads,
             kv_num_heads=self.spec.kv_heads,
-            do_rotary=1,
+            do_rotary=int(layer.rotary is not None),
+            **self._attention_options(index),
         )
         return self._linear(f"{place}.output", f"{place}.mixed", layer.output)
 
+    def _attention_options(self, index: int) -> Mapping[str, Any]:
+        options: dict[str, Any] = {}
+        if window := self.spec.window(index):
+            options["local_window_size"] = window
+        if self.spec.attention_softcap:
+            options["softcap"] = self.spec.attention_softcap
+        return options
+
+    def _query_key_value(self, place: str, hidden: str, layer: LayerWeights) -> list[str]:
+        """In one tensor, as the operator also takes them; in three where queries and keys have a norm."""
+        packed = self._linear(f"{place}.qkv", hidden, stacked(layer.query, layer.key, layer.value))
+        if layer.query_norm is None or layer.key_norm is None:
+            return [packed, "", ""]
+        query, key, value = (f"{place}.{part}" for part in ("query", "key", "value"))
+        sizes = [len(part.weight) for part in (layer.query, layer.key, layer.value)]
+        self.file.nodes("Split", [packed, self.file.constant(f"{place}.sizes", sizes)], [query, key, value], axis=-1)
+        query = self._heads_norm(f"{place}.query_norm", layer.query_norm, query)
+        return [query, self._heads_norm(f"{place}.key_norm", layer.key_norm, key), value]
+
+    def _heads_norm(self, place: str, gain: Tensor, heads: str) -> str:
+        """The norm of [B, S, any heads * head_size], each head for itself if the gain is as long as one."""
+        if len(gain) != self.spec.head_size:
+            return self._plain_norm(place, gain, heads)
+        each = self.file.constant(f"{place}.each", [0, 0, -1, self.spec.head_size])
+        normed = self._plain_norm(place, gain, self.file.node("Reshape", [heads, each], f"{place}.heads"))
+        together = self.file.constant(f"{place}.together", [0, 0, -1])
+        return self.file.node("Reshape", [normed, together], f"{place}.output")
+
     def _feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
-        both = self._linear(f"{place}.gate_up", hidden, np.concatenate([layer.gate, layer.up]))
+        both = self._linear(f"{place}.gate_up", hidden, stacked(layer.gate, layer.up))
         gate, up = f"{place}.gate", f"{place}.up"
         self.file.nodes("Split", [both], [gate, up], axis=-1, num_outputs=2)
-        # x * sigmoid(x), which ONNX Runtime has under this name.
-        activated = self.file.node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
-        gated = self.file.node("Mul", [activated, up], f"{place}.gated")
+        gated = self.file.node("Mul", [self._activation(place, gate), up], f"{place}.gated")
         return self._linear(f"{place}.down", gated, layer.down)
+
+    def _activation(self, place: str, gate: str) -> str:
+        match self.spec.activation:
+            case Activation.SILU:  # which ONNX Runtime has under this name
+                return self.file.node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
+            case Activation.GELU_TANH:
+                return self.file.node("Gelu", [gate], f"{place}.activated", approximate="tanh")
+            case _:
+                assert_never(self.spec.activation)
 
     def _rows(self, place: str, value: str) -> str:
         """The rows of logits_indices, [R, hidden], out of [B, S, hidden]."""
@@ -105,43 +146,71 @@ class _Decoder:
         flat = self.file.node("Reshape", [value, shape], f"{place}.flat")
         return self.file.node("Gather", [flat, "logits_indices"], place, axis=0)
 
-    def _norm(self, place: str, gain: Tensor, stream: _Stream) -> tuple[str, str]:
+    def _norm(self, place: str, gain: Tensor | None, stream: _Stream) -> tuple[str, str]:
         """The normalized stream and the stream itself, its delta added."""
-        weight = self._weight(f"{place}.weight", gain)
-        epsilon = self.spec.norm_epsilon
+        if gain is None:
+            total = stream.sum
+            if stream.delta is not None:
+                total = self.file.node("Add", [stream.delta, stream.sum], f"{place}.sum")
+            return total, total
         if stream.delta is None:
-            output = self.file.node(
-                "SimplifiedLayerNormalization", [stream.sum, weight], place, axis=-1, epsilon=epsilon
-            )
-            return output, stream.sum
+            return self._plain_norm(place, gain, stream.sum), stream.sum
+        weight = self._weight(f"{place}.weight", gain)
         total = f"{place}.sum"
         self.file.nodes(
             "SkipSimplifiedLayerNormalization",
             [stream.delta, stream.sum, weight],
             [place, "", "", total],
             MICROSOFT,
-            epsilon=epsilon,
+            epsilon=self.spec.norm_epsilon,
         )
         return place, total
 
-    def _linear(self, place: str, value: str, weight: Tensor) -> str:
+    def _post_norm(self, place: str, gain: Tensor | None, value: str) -> str:
+        return value if gain is None else self._plain_norm(place, gain, value)
+
+    def _plain_norm(self, place: str, gain: Tensor, value: str) -> str:
+        weight = self._weight(f"{place}.weight", gain)
+        return self.file.node(
+            "SimplifiedLayerNormalization", [value, weight], place, axis=-1, epsilon=self.spec.norm_epsilon
+        )
+
+    def _linear(self, place: str, value: str, layer: Linear) -> str:
         """The one place that decides how a linear layer is computed."""
-        return self.file.node("MatMul", [value, self._weight(f"{place}.weight", weight.T)], place)
+        weight = self._weight(f"{place}.weight", layer.weight.T)
+        if layer.bias is None:
+            return self.file.node("MatMul", [value, weight], place)
+        product = self.file.node("MatMul", [value, weight], f"{place}.product")
+        return self.file.node("Add", [product, self._weight(f"{place}.bias", layer.bias)], place)
 
     def _logits(self, hidden: str, lm_head: str) -> None:
-        if self.precision is Precision.FP32:
-            self.file.node("Gemm", [hidden, lm_head], "logits", transB=1)
+        if not self.spec.logits_softcap:
+            self._wide_product(hidden, lm_head, "logits")
             return
-        narrow = self.file.node("Gemm", [hidden, lm_head], "logits.narrow", transB=1)
-        self.file.node("Cast", [narrow], "logits", to=TensorProto.FLOAT)
+        self._wide_product(hidden, lm_head, "logits.uncut")
+        cap = self.file.tensor("logits.softcap", np.array(self.spec.logits_softcap, np.float32))
+        parts = self.file.node("Div", ["logits.uncut", cap], "logits.parts")
+        self.file.node("Mul", [self.file.node("Tanh", [parts], "logits.bent"), cap], "logits")
 
-    def _rotary_tables(self) -> None:
+    def _wide_product(self, hidden: str, lm_head: str, output: str) -> None:
+        """The lm_head's outputs in float32."""
+        if self.precision is Precision.FP32:
+            self.file.node("Gemm", [hidden, lm_head], output, transB=1)
+            return
+        narrow = self.file.node("Gemm", [hidden, lm_head], f"{output}.narrow", transB=1)
+        self.file.node("Cast", [narrow], output, to=TensorProto.FLOAT)
+
+    def _rotary(self, frequencies: Tensor | None) -> tuple[str, str]:
         """cos and sin of every position, [context_length, head_size / 2] (RoFormer, arXiv 2104.09864)."""
-        exponents = np.arange(0, self.spec.head_size, 2, dtype=np.float32) / np.float32(self.spec.head_size)
-        frequencies = np.float32(1) / np.float32(self.spec.rope_theta) ** exponents
-        angles = np.outer(np.arange(self.spec.context_length, dtype=np.float32), frequencies)
-        self._weight("rotary.cos", np.cos(angles))
-        self._weight("rotary.sin", np.sin(angles))
+        if frequencies is None:
+            return "", ""
+        key = frequencies.tobytes()
+        if key not in self.rotary_tables:
+            angles = np.outer(np.arange(self.spec.context_length, dtype=np.float32), frequencies)
+            place = f"rotary.{len(self.rotary_tables)}"
+            cos, sin = self._weight(f"{place}.cos", np.cos(angles)), self._weight(f"{place}.sin", np.sin(angles))
+            self.rotary_tables[key] = cos, sin
+        return self.rotary_tables[key]
 
     def _weight(self, name: str, array: Tensor) -> str:
         return self.file.weight(name, array.astype(self.precision.dtype, copy=False))

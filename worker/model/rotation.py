@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Tensor, Weights
+from worker.model.weights import LayerWeights, Linear, Tensor, Weights
 
 _SEED = 20_240_330
 
@@ -28,6 +28,12 @@ def rotated(spec: ModelSpec, weights: Weights) -> tuple[ModelSpec, Weights]:
         lm_head=lambda: _product(weights.lm_head() * weights.final_norm(), stream),
     )
     return replace(spec, tied_embeddings=False), turned
+
+
+def can_turn(layer: LayerWeights) -> bool:
+    """A norm must stand before each half of a layer, and none behind: its gain would lie across the turn."""
+    has_both = layer.attention_norm is not None and layer.feed_forward_norm is not None
+    return has_both and layer.attention_post_norm is None and layer.feed_forward_post_norm is None
 
 
 def orthogonal(size: int, seed: int) -> Tensor:
@@ -65,15 +71,27 @@ def _product(one: Tensor, other: Tensor) -> Tensor:
 
 def _layer(layer: LayerWeights, stream: Tensor, head: Tensor) -> LayerWeights:
     gain, next_gain = layer.attention_norm, layer.feed_forward_norm
-    value = _product(layer.value * gain, stream)
-    return LayerWeights(
+    assert gain is not None, "see can_turn"
+    assert next_gain is not None, "see can_turn"
+    return replace(
+        layer,
         attention_norm=np.ones_like(gain),
-        query=_product(layer.query * gain, stream),
-        key=_product(layer.key * gain, stream),
-        value=turn_inside(np.ascontiguousarray(value.T), head).T,
-        output=_product(stream.T, turn_inside(layer.output, head)),
+        query=_reading(layer.query, gain, stream),
+        key=_reading(layer.key, gain, stream),
+        value=_reading(layer.value, gain, stream).each(lambda rows: turn_inside(np.ascontiguousarray(rows.T), head).T),
+        output=_writing(Linear(turn_inside(layer.output.weight, head), layer.output.bias), stream),
         feed_forward_norm=np.ones_like(next_gain),
-        gate=_product(layer.gate * next_gain, stream),
-        up=_product(layer.up * next_gain, stream),
-        down=_product(stream.T, layer.down),
+        gate=_reading(layer.gate, next_gain, stream),
+        up=_reading(layer.up, next_gain, stream),
+        down=_writing(layer.down, stream),
     )
+
+
+def _reading(layer: Linear, gain: Tensor, stream: Tensor) -> Linear:
+    """What takes the normed stream."""
+    return Linear(_product(layer.weight * gain, stream), layer.bias)
+
+
+def _writing(layer: Linear, stream: Tensor) -> Linear:
+    """What adds to the stream."""
+    return layer.each(lambda rows: _product(stream.T, rows))

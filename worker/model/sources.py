@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from worker.model import hub, hugging_face
 from worker.model.errors import SourceUnavailable, UnknownModel, UnreadableWeights
+from worker.model.hub import HubModel
 
 Progress = Callable[[str], None]
 
@@ -38,7 +40,8 @@ class Source(Protocol):
         """What is fetched, for the manifest: the same words for the same weights."""
 
     def fetch(self, folder: Path, progress: Progress) -> Path:
-        """Bring the weights to this machine, into the folder if they are not here yet; gives the GGUF file.
+        """Bring the weights to this machine, into the folder if they are not here yet; gives the GGUF file, or the
+        folder as Hugging Face has it.
 
         Raises SourceUnavailable if they cannot be had, UnreadableWeights if they are not what was expected.
         """
@@ -115,11 +118,11 @@ class GgufFile:
 
     @property
     def default_name(self) -> str:
-        return re.sub(r"[^a-z0-9._]+", "-", self.path.stem.lower()).strip("-._")
+        return _name_of(self.path.stem)
 
     @property
     def reference(self) -> str:
-        return self.path.name
+        return str(self.path)
 
     @property
     def origin(self) -> str:
@@ -129,6 +132,54 @@ class GgufFile:
         return self.path
 
 
+@dataclass(frozen=True, slots=True)
+class HuggingFaceFolder:
+    """A model as Hugging Face publishes it, in a folder that is here already."""
+
+    path: Path
+
+    @property
+    def default_name(self) -> str:
+        return _name_of(self.path.name)
+
+    @property
+    def reference(self) -> str:
+        return str(self.path)
+
+    @property
+    def origin(self) -> str:
+        digest = hashlib.sha256()
+        for path in hugging_face.files_of(self.path):
+            digest.update(f"{path.relative_to(self.path)} {_sha256(path)}\n".encode())
+        return f"folder:{self.path.name}@sha256:{digest.hexdigest()}"
+
+    def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Templated:
+    """A model that is to be asked by another template than its own."""
+
+    source: Source
+    chat_template: str
+
+    @property
+    def default_name(self) -> str:
+        return self.source.default_name
+
+    @property
+    def reference(self) -> str:
+        return self.source.reference
+
+    @property
+    def origin(self) -> str:
+        return f"{self.source.origin}+template@sha256:{hashlib.sha256(self.chat_template.encode()).hexdigest()}"
+
+    def fetch(self, folder: Path, progress: Progress) -> Path:
+        return self.source.fetch(folder, progress)
+
+
 def resolve(text: str) -> Source:
     """What a user means by `gristmill models add TEXT`. Raises UnknownModel, naming what there is."""
     if text in SOURCES:
@@ -136,9 +187,19 @@ def resolve(text: str) -> Source:
     path = Path(text).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return GgufFile(path.resolve())
+    if hugging_face.is_model(path):
+        return HuggingFaceFolder(path.resolve())
+    if hub.ID.fullmatch(text) and not path.exists() and path.suffix != ".gguf":
+        return HubModel(text)
     raise UnknownModel(
-        f"'{text}' is neither a .gguf file nor a known model; known models: {', '.join(sorted(SOURCES))}"
+        f"'{text}' is neither a .gguf file nor a folder with a {hugging_face.CONFIG_NAME} nor OWNER/NAME of the hub "
+        f"nor a known model; known models: {', '.join(sorted(SOURCES))}"
     )
+
+
+def _name_of(text: str) -> str:
+    """What can be the name of a model."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")
 
 
 def _last_error(log: str) -> str:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from worker.model import folder, gguf, sources
-from worker.model.errors import DamagedModel, ModelError, UnknownModel
+from worker.model import folder, gguf, hugging_face, sources
+from worker.model.checkpoint import Checkpoint
+from worker.model.errors import DamagedModel, ModelError, UnknownModel, UnsupportedModel
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
-from worker.model.sources import Source
+from worker.model.sources import Source, Templated
 
 # Two hyphens stand for the slash in a folder's name, so a name cannot hold them.
 _NAME: Final = re.compile(r"(?!.*(--|\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]|[A-Za-z0-9]")
@@ -31,25 +32,27 @@ def add(
     models_dir: Path,
     name: str | None = None,
     precision: str | None = None,
+    chat_template: str | None = None,
     progress: Callable[[str], None] = _silent,
 ) -> ModelFolder:
     """Fetch, convert and keep a model; give the one that is there if it is the same and whole.
 
-    `source` is a known short name or the path of a .gguf file. Without a `precision`, one that is there already
-    is taken as it is, and a new one is made in the fastest for this machine. Several processes may add the
-    same model: one converts, the others wait for it. A model is there whole or not at all, also after a crash.
+    `source` is a known short name, or the path of a .gguf file or of a Hugging Face folder. Without a `precision`,
+    one that is there already is taken as it is, and a new one is made in the fastest for this machine and this
+    model. A `chat_template`, in Jinja, is taken instead of the model's own. Several processes may add the same
+    model: one converts, the others wait for it. A model is there whole or not at all, also after a crash.
     Raises a ModelError that says what is wrong in one sentence.
     """
     wanted = sources.resolve(source)
+    if chat_template is not None:
+        wanted = Templated(wanted, chat_template)
     wanted_precision = Precision.parse(precision) if precision else None
     chosen = name or wanted.default_name
     target = path_of(chosen, models_dir)
     model = _present(target)
     if model is None:
         with _writing_errors(models_dir), _locked(target, progress):
-            model = _present(target) or _convert(
-                wanted, target, chosen, wanted_precision or Precision.preferred(), progress
-            )
+            model = _present(target) or _convert(wanted, target, chosen, wanted_precision, progress)
     kept = model.manifest
     if kept.source != wanted.origin or kept.precision is not (wanted_precision or kept.precision):
         raise ModelError(
@@ -117,7 +120,7 @@ def _present(target: Path) -> ModelFolder | None:
 
 
 def _convert(
-    source: Source, target: Path, name: str, wanted: Precision, progress: Callable[[str], None]
+    source: Source, target: Path, name: str, wanted: Precision | None, progress: Callable[[str], None]
 ) -> ModelFolder:
     """Fetch and convert beside the target, then put it there in one move."""
     with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{target.name}~", dir=target.parent) as scratch:
@@ -126,14 +129,32 @@ def _convert(
         built.mkdir()
         weights = source.fetch(fetched, progress)
         progress(f"Reading {weights.name}")
-        checkpoint = gguf.read(weights)
-        progress(f"Writing the {wanted} graph of {name}")
-        folder.write(built, checkpoint, name=name, source=source.origin, reference=source.reference, precision=wanted)
+        read = hugging_face.read if weights.is_dir() else gguf.read
+        checkpoint = read(weights, source.chat_template if isinstance(source, Templated) else None)
+        precision = _precision(checkpoint, name, wanted, progress)
+        progress(f"Writing the {precision} graph of {name}")
+        folder.write(
+            built, checkpoint, name=name, source=source.origin, reference=source.reference, precision=precision
+        )
         _discard(target)
         built.rename(target)
         _flush_entries(target.parent)
     progress(f"{name} is ready in {target}")
     return folder.open_model(target)
+
+
+def _precision(
+    checkpoint: Checkpoint, name: str, wanted: Precision | None, progress: Callable[[str], None]
+) -> Precision:
+    """The precision that was asked for, or else the fastest; UnsupportedModel if the model cannot have it."""
+    precision = wanted or Precision.preferred()
+    obstacle = folder.obstacle(checkpoint, precision)
+    if obstacle is None:
+        return precision
+    if wanted:
+        raise UnsupportedModel(f"{name} cannot be stored in {precision} because {obstacle}; use --precision fp32")
+    progress(f"{name} cannot be stored in {precision} because {obstacle}; it will be fp32, which is slower")
+    return Precision.FP32
 
 
 def _discard(target: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Final
 
 import tokenizers
 
-from worker.model import byte_level
+from worker.model import spelling
 
 # A code point that Unicode keeps for a program's inner use. Text that holds it anyway gets it doubled.
 _MARK: Final = "\ufdd0"
 _MARKS: Final = re.compile(f"{_MARK}({_MARK}?)")
+_BLANKS: Final = re.compile(r"\s+")
 
 # A template says the same between its control tokens in every prompt, and so do many system prompts. What was
 # encoded lately is kept: 256 texts, of which even the longest take 15 MB in all.
@@ -36,14 +37,18 @@ class Tokenizer:
         self._backend = backend
         # Control tokens are found here; what is left for the backend is text, whatever it looks like.
         self._backend.encode_special_tokens = True
+        self._inside = _without_first_space(backend)
+        self._spelling = spelling.of(backend)
         added = backend.get_added_tokens_decoder()
         self._whole = {token.content for token in added.values() if not token.special}
         # A mark cannot break a single sign, so such a token is text to us.
         self._control = {
             token.content: index for index, token in added.items() if token.special and len(token.content) > 1
         }
+        self._swallowing = {token.content for token in added.values() if token.rstrip}
         self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
-        self._control_beginnings = tuple({text[:end] for text in self._control for end in range(1, len(text))})
+        self._control_beginnings = {text[:end] for text in self._control for end in range(1, len(text))}
+        self._beginning_max = max(map(len, self._control_beginnings), default=0)
         self._encode_kept = lru_cache(_KEPT_TEXTS)(self._encode)
 
     @cached_property
@@ -52,7 +57,8 @@ class Tokenizer:
         table = [b""] * self.vocabulary
         for token, index in self._backend.get_vocab(with_added_tokens=True).items():
             if token not in self._control and index < self.vocabulary:
-                table[index] = token.encode() if token in self._whole else byte_level.token_bytes(token)
+                spell = self._spelling.whole if token in self._whole else self._spelling.piece
+                table[index] = spell(token)
         return table
 
     @cached_property
@@ -67,22 +73,24 @@ class Tokenizer:
         text = text.replace(_MARK, _MARK * 2)
         text = self._control_pattern.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
         # What follows in the template could complete it.
-        return text + _MARK if text.endswith(self._control_beginnings) else text
+        return text + _MARK if self._could_go_on(text) else text
 
     def encode_template(self, text: str) -> list[int]:
         """The ids of a rendered template whose foreign texts all went through `shield`."""
         ids: list[int] = []
         end = 0
         for found in self._control_pattern.finditer(text) if self._control_pattern else ():
-            ids += self._ids(_without_marks(text[end : found.start()]))
+            ids += self._ids(_without_marks(text[end : found.start()]), begins=not end)
             ids.append(self._control[found[0]])
             end = found.end()
-        ids += self._ids(_without_marks(text[end:]))
+            if found[0] in self._swallowing and (blanks := _BLANKS.match(text, end)):
+                end = blanks.end()
+        ids += self._ids(_without_marks(text[end:]), begins=not end)
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is a control token."""
-        return list(self._ids(text))
+        return list(self._ids(text, begins=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer: without control tokens, bytes that are not UTF-8 replaced."""
@@ -102,14 +110,29 @@ class Tokenizer:
         """The tokenizer in Hugging Face's format."""
         return self._backend.to_str()
 
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def _could_go_on(self, text: str) -> bool:
+        ends = range(1, 1 + min(self._beginning_max, len(text)))
+        return any(text[-length:] in self._control_beginnings for length in ends)
+
+    def _ids(self, text: str, *, begins: bool) -> tuple[int, ...]:
         if not text:
             return ()
-        return self._encode_kept(text) if len(text) <= _KEPT_CHARACTERS else self._encode(text)
+        return self._encode_kept(text, begins) if len(text) <= _KEPT_CHARACTERS else self._encode(text, begins)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """A pure function of its text: what it gave once may be given again."""
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+    def _encode(self, text: str, begins: bool) -> tuple[int, ...]:
+        """A pure function of its arguments: what it gave once may be given again."""
+        backend = self._backend if begins else self._inside
+        return tuple(backend.encode(text, add_special_tokens=False).ids)
+
+
+def _without_first_space(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """One for texts behind a control token, where some tokenizers put no space before the first word."""
+    if getattr(backend.pre_tokenizer, "prepend_scheme", None) != "first":
+        return backend
+    inside = tokenizers.Tokenizer.from_str(backend.to_str())
+    inside.encode_special_tokens = True
+    inside.pre_tokenizer.prepend_scheme = "never"
+    return inside
 
 
 def load(path: Path, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> Tokenizer:
@@ -122,8 +145,20 @@ def load(path: Path, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> Toke
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern that finds the longest of the texts at the first place where one stands."""
-    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    """A pattern that finds the longest of the texts at the first place where one stands.
+
+    What texts have in common at their beginning is looked at once: some models have thousands of control tokens.
+    """
+    ends = False
+    rest: dict[str, list[str]] = {}
+    for text in texts:
+        ends = ends or not text
+        if text:
+            rest.setdefault(text[0], []).append(text[1:])
+    if not rest:
+        return ""
+    branches = "|".join(re.escape(sign) + _any_of(tails) for sign, tails in sorted(rest.items()))
+    return f"(?:{branches})?" if ends else f"(?:{branches})"
 
 
 def _without_marks(text: str) -> str:

@@ -22,13 +22,13 @@ def written_out(spec: ModelSpec, weights: Weights, ids: list[int]) -> NDArray[np
     for index in range(spec.layers):
         layer = weights.layer(index)
         hidden = _norm(stream, layer.attention_norm, spec)
-        query = _rotate(_heads(hidden @ layer.query.T, spec.heads), spec)
-        key = _rotate(_heads(hidden @ layer.key.T, spec.kv_heads), spec)
-        value = _heads(hidden @ layer.value.T, spec.kv_heads)
-        stream = stream + _attend(query, key, value) @ layer.output.T
+        query = _rotate(_heads(hidden @ layer.query.weight.T, spec.heads), layer.rotary)
+        key = _rotate(_heads(hidden @ layer.key.weight.T, spec.kv_heads), layer.rotary)
+        value = _heads(hidden @ layer.value.weight.T, spec.kv_heads)
+        stream = stream + _attend(query, key, value) @ layer.output.weight.T
         hidden = _norm(stream, layer.feed_forward_norm, spec)
-        gate = hidden @ layer.gate.T
-        stream = stream + (gate / (1 + np.exp(-gate)) * (hidden @ layer.up.T)) @ layer.down.T
+        gate = hidden @ layer.gate.weight.T
+        stream = stream + (gate / (1 + np.exp(-gate)) * (hidden @ layer.up.weight.T)) @ layer.down.weight.T
     head = weights.embedding() if spec.tied_embeddings else weights.lm_head()
     logits: NDArray[np.float64] = _norm(stream, weights.final_norm(), spec) @ head.T
     return logits
@@ -43,9 +43,9 @@ def _heads(x: NDArray[np.float64], heads: int) -> NDArray[np.float64]:
     return x.reshape(len(x), heads, -1).swapaxes(0, 1)
 
 
-def _rotate(x: NDArray[np.float64], spec: ModelSpec) -> NDArray[np.float64]:
-    half = spec.head_size // 2
-    turn = np.arange(x.shape[1])[:, None] / spec.rope_theta ** (np.arange(half) / half)
+def _rotate(x: NDArray[np.float64], frequencies: NDArray[np.float32]) -> NDArray[np.float64]:
+    half = x.shape[-1] // 2
+    turn = np.arange(x.shape[1])[:, None] * frequencies.astype(np.float64)
     left, right = x[..., :half], x[..., half:]
     return np.concatenate(
         [left * np.cos(turn) - right * np.sin(turn), right * np.cos(turn) + left * np.sin(turn)], axis=-1

@@ -38,6 +38,6 @@ def test_a_turned_model_computes_the_same_layer() -> None:
 def _feed_forward(stream, weights):  # type: ignore[no-untyped-def]
     layer = weights.layer(0)
     normed = stream / np.sqrt((stream**2).mean(axis=1, keepdims=True)) * layer.feed_forward_norm
-    stream = stream + np.tanh(normed @ layer.gate.T) * (normed @ layer.up.T) @ layer.down.T
+    stream = stream + np.tanh(normed @ layer.gate.weight.T) * (normed @ layer.up.weight.T) @ layer.down.weight.T
     stream = stream / np.sqrt((stream**2).mean(axis=1, keepdims=True)) * weights.final_norm()
     return stream @ weights.lm_head().T

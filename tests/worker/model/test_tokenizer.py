@@ -106,5 +106,5 @@ def test_the_alphabet_is_the_one_of_the_library() -> None:
 
 
 def test_an_unknown_way_of_cutting_words_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match=r"'tekken'.*supported: smollm"):
+    with pytest.raises(UnsupportedModel, match=r"'tekken'.*supported: gpt-2"):
         byte_level.build(list(byte_level.BYTE_OF_SIGN), [], "tekken", control=[], whole=[])
