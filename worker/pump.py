@@ -32,7 +32,7 @@ from jobs.streams import Publisher
 from worker.chat import Answer, Asked, Chat
 from worker.chat.pieces import Publish
 from worker.chat.structure import Missed
-from worker.engine import Completion, Engine, EngineFailed, EngineStopped
+from worker.engine import Completion, Engine, EngineFailed, EngineStopped, NothingToSample
 from worker.moderation import ContentFilter
 from worker.twins import Twins, likeness
 
@@ -302,6 +302,9 @@ class Pump:
             work.has_failed = True
         except Missed as missed:
             self._draw_again(work, pending, missed)
+        except NothingToSample as error:  # with the same noise it would come to the same
+            failed = Failed(f"No token could follow what the model had written: {error}.", code="server_error")
+            work.answered.append(_refused(pending.line, failed))
         except (Exception, CancelledError) as error:  # noqa: BLE001  one line's fault must not cost the others
             self._try_again(work, pending, error)
         else:

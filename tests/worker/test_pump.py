@@ -1,6 +1,7 @@
 """The pump on a real ledger, with a real engine over a tiny model of random weights."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from uuid import UUID
 
@@ -277,3 +278,21 @@ def test_a_greedy_answer_that_missed_its_form_is_not_drawn_again(
     batch = making.ingest(ledger, [making.line("r", **CHOICE, temperature=0)])
     pump.run(lambda: owner)
     assert (making.fetch(ledger, batch).failed, len(shown)) == (1, 1)
+
+
+def test_a_line_after_which_no_token_can_follow_is_an_error_at_once(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def submit(prompt: engine.Prompt) -> Future[list[engine.Completion]]:
+        asked.append(prompt)
+        lost: Future[list[engine.Completion]] = Future()
+        lost.set_exception(engine.NothingToSample("the grammar cannot go on"))
+        return lost
+
+    monkeypatch.setattr(pump._twins, "_submit", submit)
+    batch = making.ingest(ledger, [making.line("r")])
+    pump.run(lambda: owner)
+    assert (making.fetch(ledger, batch).failed, len(asked)) == (1, 1)
+    assert "the grammar cannot go on" in bodies(ledger)[1]["error"]["message"]  # type: ignore[index]
