@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, text
 
 from gristmill.embedded import Addresses, EmbeddedServers
@@ -13,6 +14,10 @@ from jobs.tables import metadata
 from tests.gristmill.embedded.conftest import open_folder, remove
 from worker import model
 from worker.model import ModelFolder
+
+# Machines that run tests are shared and slow at times: how long an example takes says nothing.
+settings.register_profile("shared", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 def _models_dir() -> Path:

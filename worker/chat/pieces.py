@@ -28,6 +28,8 @@ class Pieces:
         stops: Sequence[bytes],
         token_bytes: Sequence[bytes],
         calls: Beginning | None = None,
+        *,
+        drops_first_space: bool = False,
     ) -> None:
         self._publish = publish
         self._choice = choice
@@ -36,6 +38,7 @@ class Pieces:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # as the answer is decoded
         self._held = b""
         self._start = 0
+        self._drops_space = drops_first_space
 
     def mask(self) -> None:
         """All tokens are allowed."""
@@ -47,13 +50,19 @@ class Pieces:
         known = self._held + added
         sure = len(known) - unsure
         self._held = known[sure:]
-        if text := self._decoder.decode(known[:sure]):
+        if text := self._told(self._decoder.decode(known[:sure])):
             self._publish(self._choice, text, start=self._start)
             self._start += len(text)
         return True
 
     def finish(self) -> None:
         """What is held stays unpublished."""
+
+    def _told(self, text: str) -> str:
+        if not (text and self._drops_space):
+            return text
+        self._drops_space = False
+        return text.removeprefix(" ")
 
 
 class Begun:

@@ -42,10 +42,11 @@ def read(
     split = how.thoughts.split(completion.token_ids, tokenizer.token_bytes) if how.thoughts else _NO_THINKING
     answer = _without(completion, split.start)
     written = _written(answer, how.stops, tokenizer.token_bytes)
-    content: str | None = written.decode("utf-8", "replace")
+    drops_space = how.thoughts is None and tokenizer.drops_first_space
+    content: str | None = _told(written, drops_space=drops_space)
     calls: list[Call] = []
     if how.offer is not None:
-        said, calls = how.offer.read(_written(answer, how.stops, call_bytes).decode("utf-8", "replace"), family)
+        said, calls = how.offer.read(_told(_written(answer, how.stops, call_bytes), drops_space=drops_space), family)
         content = said or None if calls else said
     return AnsweredChoice(
         content=content,
@@ -69,6 +70,11 @@ def _without(completion: Completion, tokens: int) -> Completion:
 
 def _written(completion: Completion, ends: Sequence[bytes], token_bytes: Sequence[bytes]) -> bytes:
     return stops.cut(b"".join([token_bytes[index] for index in completion.token_ids]), ends)
+
+
+def _told(written: bytes, *, drops_space: bool) -> str:
+    text = written.decode("utf-8", "replace")
+    return text.removeprefix(" ") if drops_space else text
 
 
 def _thinking(token_ids: Sequence[int], tokenizer: Tokenizer) -> str | None:

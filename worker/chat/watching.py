@@ -52,7 +52,8 @@ class Watching:
             parts.append(StopWatcher(self.stops, token_bytes))
         if self.publish is not None:
             calls = self.speech.beginning() if self.offer else None
-            parts.append(Pieces(self.publish, choice, self.stops, token_bytes, calls))
+            drops = thoughts is None and self.tokenizer.drops_first_space
+            parts.append(Pieces(self.publish, choice, self.stops, token_bytes, calls, drops_first_space=drops))
         answer = Together(parts)
         if thoughts is None:
             return answer

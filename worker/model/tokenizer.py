@@ -62,6 +62,15 @@ class Tokenizer:
         return table
 
     @cached_property
+    def drops_first_space(self) -> bool:
+        """Whether a text that begins with a space is told without it, as by the older SentencePiece tokenizers: they
+        put one before every text that they read.
+        """
+        spaced = (index for index, spelt in enumerate(self.token_bytes) if len(spelt) > 1 and spelt[:1] == b" ")
+        first = next(spaced, None)
+        return first is not None and not self._backend.decode([first]).startswith(" ")
+
+    @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """The control tokens: those that only a template or the model itself may write."""
         return frozenset(self._control.values())

@@ -62,6 +62,15 @@ def test_what_is_published_begins_the_answer_wherever_tokens_and_stops_lie(
     ]
 
 
+@given(st.text(" aé", max_size=8), st.lists(st.integers(0, 32), max_size=16))
+def test_the_space_before_a_text_is_dropped_once_where_the_answer_drops_it(text: str, places: list[int]) -> None:
+    heard, tokens = Heard(), cut_at(text.encode(), places)
+    pieces = Pieces(heard, 0, [], tokens, drops_first_space=True)
+    assert all(pieces.accept(token_id) for token_id in range(len(tokens)))
+    assert heard.text == text.removeprefix(" ")
+    assert [piece.start for piece in heard.pieces][:1] in ([], [0])
+
+
 @given(st.lists(st.binary(max_size=5), max_size=12), st.lists(st.binary(min_size=1, max_size=3), max_size=2))
 def test_bytes_that_are_no_text_are_replaced_as_in_the_answer(tokens: list[bytes], stop_bytes: list[bytes]) -> None:
     heard, answer = write(tokens, stop_bytes)

@@ -48,6 +48,10 @@ def test_a_space_is_put_before_every_text_where_the_model_wants_it() -> None:
     assert names(GEMMA, "hello<turn>he") == ["he", "llo", "<turn>", "he"]
 
 
+def test_the_space_that_is_put_before_every_text_is_dropped_where_texts_are_told() -> None:
+    assert (LLAMA.drops_first_space, GEMMA.drops_first_space) == (True, False)
+
+
 def test_a_sign_without_a_token_becomes_its_bytes() -> None:
     assert names(GEMMA, "é") == ["<0xC3>", "<0xA9>"]
 
