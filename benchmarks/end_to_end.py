@@ -20,13 +20,15 @@ from time import monotonic, sleep
 
 import orjson
 from sqlalchemy import Engine as Ledger
+from sqlalchemy import select
 
 from gristmill.embedded import Addresses, EmbeddedServers
-from jobs import batches, database, files, keys, migrate, models
+from jobs import batches, database, files, keys, migrate
 from jobs.contract.batch import ENDPOINT, CreateBatch
 from jobs.hints import Hints
 from jobs.settings import Settings
 from jobs.states import TERMINAL
+from jobs.tables import worker
 from worker import engine, model
 from worker.chat import Chat
 
@@ -131,9 +133,9 @@ def workers(addresses: Addresses, data_dir: Path) -> Iterator[None]:
 
 
 def wait_until_served(ledger: Ledger) -> None:
-    """Until the model worker has loaded its model and said so."""
+    """Until this run's model worker has loaded its model and said so; the model is known from runs before."""
     deadline = monotonic() + 120
-    while MODEL not in {found.name for found in database.run(ledger, models.find)}:
+    while not database.run(ledger, lambda c: c.scalar(select(worker.c.id).where(worker.c.model == MODEL))):
         assert monotonic() < deadline, "the model worker did not start"
         sleep(0.1)
 
