@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from jobs import batches, database, files
+from jobs import batches, database, failpoints, files
 from jobs.batches import Batch
 from jobs.contract import limits, lines
+from jobs.failpoints import Point
 from jobs.settings import Settings
 from jobs.states import BatchState
 
@@ -39,15 +40,18 @@ def finalize(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) 
     )
     if epoch is None:
         return None
+    failpoints.reach(Point.EXPORT_TAKEN)
     try:
         batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
         if batch is None:
             return None  # a direct completion, dropped by its caller, who has the answer
         written = Written(None, None) if batch.is_direct else _write(engine, batch)
+        failpoints.reach(Point.OUTPUT_WRITTEN)
         state = database.run(engine, lambda c: _link(c, batch, epoch, written))
     except BaseException:
         database.run(engine, lambda c: batches.give_back(c, batch_id, epoch))
         raise
+    failpoints.reach(Point.BATCH_ENDED)
     if state is None:
         _discard(written)
     else:
@@ -68,6 +72,7 @@ def _link(connection: Connection, batch: Batch, epoch: int, written: Written) ->
         for writer in (written.output, written.error):
             if writer is not None:
                 files.publish(connection, writer, lifetime_seconds=lifetime)
+        failpoints.reach(Point.OUTPUT_LINKED)
     return state
 
 

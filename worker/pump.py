@@ -19,10 +19,11 @@ from uuid import UUID
 import orjson
 import sqlalchemy
 
-from jobs import batches, database, direct, fairness, leases, results
+from jobs import batches, database, direct, failpoints, fairness, leases, results
 from jobs.batches import Batch
 from jobs.contract.errors import envelope_json
 from jobs.errors import Failed, Refusal
+from jobs.failpoints import Point
 from jobs.hints import Hints
 from jobs.leases import Lease, Line
 from jobs.results import Result, Usage
@@ -175,6 +176,7 @@ class Pump:
         if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if has_room else direct.PRIORITY)) is None:
             self._is_dry = has_room
             return False
+        failpoints.reach(Point.CHUNK_CLAIMED)
         if (work := self._begin(lease)) is not None:
             self._takers.submit(self._answer, work)
         return True
@@ -355,13 +357,16 @@ class Pump:
         """Store what is answered; after the commit of the last, the batch may be over."""
         if not work.answered:
             return
+        failpoints.reach(Point.LINES_ANSWERED)
         state = self._store(work)
+        failpoints.reach(Point.RESULTS_STORED)
         work.answered.clear()
         if state is None:
             work.is_lost = True
         elif state is ChunkState.DONE:
             batch_id = work.lease.batch_id
             if database.run_autocommit(self._ledger, lambda c: batches.close_if_answered(c, batch_id)):
+                failpoints.reach(Point.BATCH_CLOSED)
                 self._hints.finalize(batch_id)
 
     def _store(self, work: Work) -> ChunkState | None:
