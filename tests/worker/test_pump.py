@@ -261,3 +261,17 @@ def test_a_greedy_answer_that_missed_its_form_is_not_drawn_again(
     batch = making.ingest(ledger, [making.line("r", **CHOICE, temperature=0)])
     pump.run(lambda: owner)
     assert (making.fetch(ledger, batch).failed, len(shown)) == (1, 1)
+
+
+def test_a_chunk_that_was_lost_twice_is_answered_alone(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line(f"r{n}") for n in range(12)])
+    other = claimed(pump, owner)
+    with ledger.begin() as connection:
+        connection.execute(text("UPDATE chunk SET crashes = 2 WHERE first_position = 4"))
+    assert not pump._lease(owner), "it waits until what is held is answered"
+    pump._works.clear()
+    suspect = claimed(pump, owner)
+    assert (other.lease.first_position, suspect.lease.first_position) == (0, 4)
+    assert not pump._lease(owner), "and nothing is leased beside it"
+    pump._works.clear()
+    assert claimed(pump, owner).lease.first_position == 8
