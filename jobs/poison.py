@@ -5,7 +5,12 @@ meanwhile, so that what is lost then is its own fault. The one line that is left
 `worker_crashed`, and its batch goes on. The caller owns the transaction.
 """
 
-from sqlalchemy import Connection, text
+from collections.abc import Sequence
+from itertools import pairwise
+
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import Integer
 
 from jobs import leases, results
 from jobs.contract.errors import envelope_json
@@ -26,71 +31,65 @@ def is_suspect(lease: Lease) -> bool:
     return lease.crashes >= SUSPECT_CRASHES
 
 
-def condemn(connection: Connection, *, silent_seconds: float) -> list[int]:
-    """Answer the lines that were lost alone, for the last time; their batches. Comes before `leases.sweep`.
+def isolate(connection: Connection, *, silent_seconds: float) -> list[int]:
+    """Halve the suspects that are lost now, or answer what is left of them; the batches with such an answer.
 
-    Promise: written under the lost lease, by the statement that stores every result, so a holder that lives after
-    all and this cannot both answer.
+    Comes before `leases.sweep`, in its transaction: what is halved is still leased to whoever lost it, in parts.
     """
-    rows = connection.execute(
-        text("""
-            SELECT c.batch_id, c.first_position, c.epoch, c.owner, c.line_numbers, c.crashes
-              FROM chunk c LEFT JOIN worker w ON w.id = c.owner
-             WHERE c.state = 'leased' AND c.crashes + 1 >= :fatal
-               AND cardinality(c.line_numbers) - c.ok - c.failed = 1
-               AND (w.id IS NULL OR w.heartbeat_at < now() - make_interval(secs => :silent_seconds)
-                    OR c.deadline < now())
-               FOR UPDATE OF c SKIP LOCKED
-        """),
-        {"fatal": FATAL_CRASHES, "silent_seconds": silent_seconds},
-    )
-    lost = [Lease(row[0], row[1], row[2], row[3], tuple(row[4]), row[5]) for row in rows]
-    for lease in lost:
-        (line,) = leases.unanswered(connection, lease)
-        results.flush(connection, lease, [Result(line.line_no, CRASHED.status, envelope_json(CRASHED))])
-    return sorted({lease.batch_id for lease in lost})
+    ended = set()
+    for lease in leases.lost(connection, silent_seconds=silent_seconds, crashes_min=SUSPECT_CRASHES - 1):
+        left = [line.line_no for line in leases.unanswered(connection, lease)]
+        if len(left) > 1:
+            _split(connection, lease, left)
+        elif lease.crashes + 1 >= FATAL_CRASHES:
+            _give_up(connection, lease, left)
+            ended.add(lease.batch_id)
+    return sorted(ended)
 
 
-def split(connection: Connection) -> int:
-    """Halve each suspect that is ready; how many parts were cut off. What is answered of it stays in a part that is
-    done, with its counters; both halves keep what was learned of them.
+def _give_up(connection: Connection, lease: Lease, line_numbers: Sequence[int]) -> None:
+    """Written under the lost lease, by the statement that stores every result: nobody else can answer too."""
+    body = envelope_json(CRASHED)
+    results.flush(connection, lease, [Result(line_no, CRASHED.status, body) for line_no in line_numbers])
 
-    Promise: each line stays in exactly one chunk, and no chunk is split that was leased meanwhile. A part's place is
-    one of those of its chunk, so no other chunk can have it. The batch is locked, so that whoever seals it waits, and
-    seals the new parts too.
+
+def _split(connection: Connection, lease: Lease, left: Sequence[int]) -> None:
+    """Make parts of a chunk: what is answered, which is done and has the counters, and both halves of the rest.
+
+    Promise: each line stays in exactly one chunk. The first part keeps the chunk's row, with a new epoch, so that
+    whoever lost it cannot take that part's end for its own; the place of another part is one that the chunk had, so no
+    other chunk can have it.
     """
-    done = connection.execute(
+    open_lines = frozenset(left)
+    answered = [line_no for line_no in lease.line_numbers if line_no not in open_lines]
+    half = (len(left) + 1) // 2
+    parts = [part for part in (answered, left[:half], left[half:]) if part]
+    position = lease.first_position
+    for before, part in pairwise(parts):
+        position += len(before)
+        _cut_off(connection, lease, position, part)
+    connection.execute(
         text("""
-            WITH suspect AS MATERIALIZED (
-                SELECT c.* FROM chunk c JOIN batch b ON b.id = c.batch_id
-                 WHERE c.state = 'ready' AND c.crashes >= :suspect AND b.state = 'in_progress'
-                   AND cardinality(c.line_numbers) - c.ok - c.failed > 1
-                   FOR UPDATE OF c SKIP LOCKED
-                   FOR SHARE OF b SKIP LOCKED),
-            line AS (
-                SELECT s.batch_id, s.first_position, n.line_no, n.place, r.line_no IS NOT NULL AS is_answered,
-                       row_number() OVER (PARTITION BY s.batch_id, s.first_position, r.line_no IS NULL
-                                              ORDER BY n.place) AS rank,
-                       s.ok + s.failed AS answered, cardinality(s.line_numbers) - s.ok - s.failed AS open
-                  FROM suspect s CROSS JOIN LATERAL unnest(s.line_numbers) WITH ORDINALITY AS n(line_no, place)
-                  LEFT JOIN result r ON r.batch_id = s.batch_id AND r.line_no = n.line_no),
-            part AS (
-                SELECT batch_id, first_position, is_answered,
-                       first_position + CASE WHEN is_answered THEN 0 WHEN rank <= (open + 1) / 2 THEN answered
-                                             ELSE answered + (open + 1) / 2 END AS new_position,
-                       array_agg(line_no ORDER BY place) AS line_numbers
-                  FROM line GROUP BY batch_id, first_position, is_answered, 4),
-            kept AS (
-                UPDATE chunk c SET line_numbers = p.line_numbers,
-                                   state = CASE WHEN p.is_answered THEN 'done' ELSE c.state END
-                  FROM part p
-                 WHERE c.batch_id = p.batch_id AND c.first_position = p.first_position
-                   AND p.new_position = p.first_position)
-            INSERT INTO chunk (batch_id, first_position, line_numbers, state, epoch, not_before, crashes)
-            SELECT p.batch_id, p.new_position, p.line_numbers, 'ready', s.epoch, s.not_before, s.crashes
-              FROM part p JOIN suspect s ON s.batch_id = p.batch_id AND s.first_position = p.first_position
-             WHERE p.new_position <> p.first_position
-        """),
-        {"suspect": SUSPECT_CRASHES},
+            UPDATE chunk SET line_numbers = :line_numbers, epoch = epoch + 1,
+                             state = CASE WHEN ok + failed = cardinality(:line_numbers) THEN 'done' ELSE state END
+             WHERE batch_id = :batch_id AND first_position = :first_position
+        """).bindparams(bindparam("line_numbers", type_=ARRAY(Integer))),
+        {"batch_id": lease.batch_id, "first_position": lease.first_position, "line_numbers": list(parts[0])},
     )
-    return done.rowcount
+
+
+def _cut_off(connection: Connection, lease: Lease, position: int, line_numbers: Sequence[int]) -> None:
+    """A new chunk of some lines of another, under the same lease."""
+    connection.execute(
+        text("""
+            INSERT INTO chunk (batch_id, first_position, line_numbers, state, owner, epoch, deadline, crashes)
+            SELECT batch_id, :position, :line_numbers, state, owner, epoch, deadline, crashes
+              FROM chunk WHERE batch_id = :batch_id AND first_position = :first_position
+        """).bindparams(bindparam("line_numbers", type_=ARRAY(Integer))),
+        {
+            "batch_id": lease.batch_id,
+            "first_position": lease.first_position,
+            "position": position,
+            "line_numbers": list(line_numbers),
+        },
+    )

@@ -80,11 +80,10 @@ class Sweeper:
                     logger.warning("sweep failed", extra={"duty": duty.name, "reason": str(error)})
 
     def _sweep_leases(self, connection: Connection) -> None:
-        if ended := poison.condemn(connection, silent_seconds=self._settings.lease_seconds):
+        if ended := poison.isolate(connection, silent_seconds=self._settings.lease_seconds):
             logger.error("lines given up that end their workers", extra={"batches": ended})
         if lost := leases.sweep(connection, silent_seconds=self._settings.lease_seconds):
             logger.warning("leases taken back", extra={"batches": lost})
-            poison.split(connection)
 
     def _clear(self, connection: Connection) -> None:
         retention.clear(connection, retention_days=self._settings.retention_days)

@@ -3,6 +3,7 @@
 import orjson
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from jobs import audit, batches, database, export, leases, poison, results
 from jobs.batches import Batch
@@ -25,9 +26,8 @@ def lose(ledger: Engine, crashes: int = 0) -> None:
             {"crashes": crashes},
         )
     with ledger.begin() as connection:
-        poison.condemn(connection, silent_seconds=60)
+        poison.isolate(connection, silent_seconds=60)
         leases.sweep(connection, silent_seconds=60)
-        poison.split(connection)
         connection.execute(text("UPDATE chunk SET not_before = now()"))
 
 
@@ -65,9 +65,11 @@ def test_a_chunk_that_was_lost_twice_is_halved(ledger: Engine, batch: Batch) -> 
 
 
 def test_what_is_answered_of_a_suspect_stays_done_with_its_counters(ledger: Engine, batch: Batch) -> None:
-    flush(ledger, claim(ledger, batch), [2])
+    lost = claim(ledger, batch)
+    flush(ledger, lost, [2])
     lose(ledger, crashes=1)
-    expected = [(0, [2], "done", 2), (1, [1, 3], "ready", 2), (3, [4], "ready", 2), (4, [5, 6], "ready", 0)]
+    assert flush(ledger, lost, [1, 3]) is None
+    expected = [(0, [2], "done", 1), (1, [1, 3], "ready", 2), (3, [4], "ready", 2), (4, [5, 6], "ready", 0)]
     assert chunks(ledger) == expected
     assert sound(ledger)
 
@@ -77,7 +79,7 @@ def test_a_late_flush_of_what_was_halved_writes_nothing(ledger: Engine, batch: B
     lose(ledger, crashes=1)
     assert flush(ledger, lost, [1, 2, 3, 4]) is None
     again = claim(ledger, batch)
-    assert (again.line_numbers, again.epoch) == ((1, 2), 2)
+    assert (again.line_numbers, again.epoch) == ((1, 2), 3)
     assert flush(ledger, lost, [1, 2, 3, 4]) is None
     assert making.scalar(ledger, "SELECT count(*) FROM result") == 0
 
@@ -111,7 +113,7 @@ def test_a_line_that_is_alone_at_last_is_tried_once_more(ledger: Engine, batch: 
 def test_a_line_that_a_living_worker_holds_is_not_condemned(ledger: Engine, batch: Batch) -> None:
     flush(ledger, claim(ledger, batch), [1, 2, 3])
     database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET crashes = 9 WHERE state = 'leased'")))
-    assert database.run(ledger, lambda c: poison.condemn(c, silent_seconds=60)) == []
+    assert database.run(ledger, lambda c: poison.isolate(c, silent_seconds=60)) == []
 
 
 def test_what_is_sealed_is_neither_halved_nor_condemned(ledger: Engine, batch: Batch) -> None:
@@ -121,15 +123,28 @@ def test_what_is_sealed_is_neither_halved_nor_condemned(ledger: Engine, batch: B
     assert [chunk[1:3] for chunk in chunks(ledger)] == [([1, 2, 3, 4], "void"), ([5, 6], "void")]
 
 
+def test_a_suspect_that_another_worker_lost_is_not_halved_with_it(ledger: Engine, batch: Batch) -> None:
+    making.claim(ledger, batch, making.worker(ledger), chunks=2)
+    lose(ledger, crashes=1)
+    assert [chunk[1] for chunk in chunks(ledger)] == [[1, 2], [3, 4], [5], [6]]
+    claim(ledger, batch)
+    lose(ledger, crashes=2)
+    assert [chunk[1] for chunk in chunks(ledger)] == [[1], [2], [3, 4], [5], [6]]
+
+
 def test_whoever_seals_a_batch_waits_for_the_halving_and_seals_its_parts(ledger: Engine, batch: Batch) -> None:
     claim(ledger, batch)
-    database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET state = 'ready', owner = NULL, crashes = 2")))
-    with ledger.begin() as splitting:
-        assert poison.split(splitting) == 2
-        with ledger.connect() as sealing, pytest.raises(Exception, match="could not obtain lock"):
-            sealing.execute(text("SELECT 1 FROM batch FOR NO KEY UPDATE NOWAIT"))
+    database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET deadline = now() - interval '1 s', crashes = 1")))
+    seal = text("UPDATE batch SET state = state")
     with ledger.begin() as sealing:
-        sealing.execute(text("UPDATE batch SET state = state"))
-        sealing.execute(text("UPDATE chunk SET crashes = 2"))
-        with ledger.begin() as splitting:
-            assert poison.split(splitting) == 0
+        sealing.execute(seal)
+        with ledger.begin() as sweeping:
+            poison.isolate(sweeping, silent_seconds=60)
+    assert len(chunks(ledger)) == 2
+    with ledger.begin() as sweeping:
+        poison.isolate(sweeping, silent_seconds=60)
+        with ledger.connect() as sealing:
+            sealing.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            with pytest.raises(OperationalError, match="lock timeout"):
+                sealing.execute(seal)
+    assert len(chunks(ledger)) == 3
