@@ -1,7 +1,7 @@
 """Places where a crash could lose or double something, each with a name, so that a test can make it happen there.
 
-The environment variable FAILPOINT names one, and its process kills itself when it gets there: `FAILPOINT="results
-stored"`, or `"results stored:3"` for the third time. Unset, a place costs a look at a dictionary.
+The environment variable CRASH_GRISTMILL_AT names one, and its process kills itself when it gets there: "results
+stored", or "results stored:3" for the third time. Unset, a place costs a call and a comparison.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 
-VARIABLE = "FAILPOINT"
+VARIABLE = "CRASH_GRISTMILL_AT"
 
 
 class Point(StrEnum):

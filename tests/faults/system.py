@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from jobs.states import TERMINAL
 from tests.faults import worker
 from tests.jobs import making
 
+LENGTH = int(os.environ.get("CHAOS", "1"))  # `make chaos` goes on for longer
 DEADLINE_SECONDS = 30
 POLL_SECONDS = 0.02
 # Short, so that what happens after them happens within a test.
@@ -30,6 +30,7 @@ PATIENCE = {
     "GRISTMILL_HEARTBEAT_SECONDS": "0.2",
     "GRISTMILL_SWEEP_SECONDS": "0.1",
     "GRISTMILL_FLUSH_SECONDS": "0.05",
+    "GRISTMILL_DRAIN_SECONDS": "0.2",
     "GRISTMILL_WATCHDOG_SECONDS": "1",
 }
 # Its children are born with everything imported, and without a thread.
@@ -45,6 +46,7 @@ class System:
     addresses: Addresses
     folder: Path
     broker_url: str = ""
+    patience: dict[str, str] = field(default_factory=lambda: dict(PATIENCE))
     processes: list[BaseProcess] = field(default_factory=list)
 
     @property
@@ -54,7 +56,7 @@ class System:
     def start(self, kind: str, *, dies_at: Point | None = None, arrival: int = 1) -> BaseProcess:
         """A new `io`, `model` or `api` process, which dies when it gets to a point for the nth time."""
         environment = {
-            **PATIENCE,
+            **self.patience,
             "DATABASE_URL": self.addresses.database_url,
             "BROKER_URL": self.broker_url or self.addresses.broker_url,
             "GRISTMILL_DATA_DIR": str(self.folder),
@@ -108,14 +110,3 @@ class System:
     def faults(self) -> list[str]:
         """What the judge finds."""
         return list(audit.faults(self.ledger, Settings()))
-
-
-def suspend(process: BaseProcess) -> None:
-    """Stop a process where it stands, as a machine does that swaps or sleeps."""
-    assert process.pid
-    os.kill(process.pid, signal.SIGSTOP)
-
-
-def resume(process: BaseProcess) -> None:
-    assert process.pid
-    os.kill(process.pid, signal.SIGCONT)

@@ -1,12 +1,12 @@
 """What the tests kill: the API or a worker in a process of its own, with an engine that does what a prompt says.
 
-The engine answers at once. A prompt with the word DIE ends its process as a fault in native code would, one with
-HANG is never answered, and while it waits the engine shows no progress. All else is the product's own.
+The engine answers at once. A prompt with the word DIE ends its process as a fault in native code would; with NAP the
+whole process stops before the answer, as on a machine that swaps, until it is told to go on; one with HANG is never
+answered, and while it waits the engine shows no progress. All else is the product's own.
 """
 
 import os
 import signal
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -48,6 +48,8 @@ class ScriptedEngine:
         future: Future[list[Completion]] = Future()
         if "DIE" in said:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "NAP" in said:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if "HANG" in said:
             self.progress = replace(self.progress, running=1)
         else:
@@ -87,6 +89,3 @@ def serve_api(settings: Settings, socket: str) -> None:
     assert settings.broker_url
     app = create_app(database.connect(settings.database_url), Hints(settings.broker_url), settings)
     uvicorn.run(app, http=Connection, log_config=None, lifespan="off", uds=socket)
-
-
-assert threading.active_count() == 1, "this module is imported by a process that forks"
