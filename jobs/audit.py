@@ -224,7 +224,8 @@ def _strays(connection: Connection) -> list[str]:
             UNION ALL
             SELECT 'The file ' || f.id || ' is a result of no batch.' FROM file f
              WHERE f.state = 'ready' AND f.purpose = 'batch_output'
-               AND NOT EXISTS (SELECT 1 FROM batch b WHERE f.id IN (b.output_file_id, b.error_file_id))
+               AND NOT EXISTS (SELECT 1 FROM batch b WHERE b.output_file_id = f.id)
+               AND NOT EXISTS (SELECT 1 FROM batch b WHERE b.error_file_id = f.id)
             UNION ALL
             SELECT 'The file ' || f.id || ' was never finished, and has not been removed.' FROM file f
              WHERE f.state = 'uploading' AND f.created_at < now() - interval '2 days'
