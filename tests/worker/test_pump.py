@@ -84,20 +84,6 @@ def test_a_batch_is_answered_to_its_end_and_bad_lines_fail_alone(ledger: Ledger,
     assert 0 < ended.completion_tokens <= 28
 
 
-def test_a_chunk_that_was_lost_twice_is_answered_alone(ledger: Ledger, pump: Pump, owner: UUID) -> None:
-    making.ingest(ledger, [making.line(f"r{n}") for n in range(12)])
-    other = claimed(pump, owner)
-    with ledger.begin() as connection:
-        connection.execute(text("UPDATE chunk SET crashes = 2 WHERE first_position = 4"))
-    assert not pump._lease(owner), "it waits until what is held is answered"
-    pump._works.clear()
-    suspect = claimed(pump, owner)
-    assert (other.lease.first_position, suspect.lease.first_position) == (0, 4)
-    assert not pump._lease(owner), "and nothing is leased beside it"
-    pump._works.clear()
-    assert claimed(pump, owner).lease.first_position == 8
-
-
 def test_the_same_line_gets_the_same_answer_in_another_order_and_company(
     ledger: Ledger, pump: Pump, owner: UUID
 ) -> None:
@@ -145,6 +131,20 @@ def test_lines_that_ask_the_same_are_computed_once_and_each_keeps_its_id(
     assert inference.progress.output_tokens <= 4 * 3
     answers = [orjson.dumps(bodies(ledger)[line_no]["choices"]) for line_no in range(1, 9)]
     assert (len(set(answers[:5])), len(set(answers[5:]))) == (1, 1)
+
+
+def test_a_chunk_that_was_lost_twice_is_answered_alone(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line(f"r{n}") for n in range(12)])
+    other = claimed(pump, owner)
+    with ledger.begin() as connection:
+        connection.execute(text("UPDATE chunk SET crashes = 2 WHERE first_position = 4"))
+    assert not pump._lease(owner), "it waits until what is held is answered"
+    pump._works.clear()
+    suspect = claimed(pump, owner)
+    assert (other.lease.first_position, suspect.lease.first_position) == (0, 4)
+    assert not pump._lease(owner), "and nothing is leased beside it"
+    pump._works.clear()
+    assert claimed(pump, owner).lease.first_position == 8
 
 
 def test_a_long_line_of_a_chunk_does_not_keep_the_next_chunks_waiting(
