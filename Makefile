@@ -28,6 +28,9 @@ demo: install ## answer 24 varied requests on this machine
 test: lint ## lint, then run every test
 	@$(BIN)/python -m pytest $(ARGS)
 
+chaos: install ## the tests of faults, much longer
+	@CHAOS=$${CHAOS:-40} $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
+
 lint: install ## ruff, types and the import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -51,4 +54,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test lint bench bench-system lock clean
+.PHONY: help install demo test chaos lint bench bench-system lock clean

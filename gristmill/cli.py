@@ -2,6 +2,7 @@
 
 import click
 
+from gristmill.commands.audit import audit
 from gristmill.commands.keys import keys
 from gristmill.commands.models import models
 from gristmill.commands.remote import cancel, results, status, submit
@@ -22,7 +23,7 @@ def main() -> None:
     """
 
 
-for command in (run, up, submit, status, results, cancel, models, keys, webhooks, migrate, api, worker):
+for command in (run, up, submit, status, results, cancel, models, keys, webhooks, audit, migrate, api, worker):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -167,13 +167,14 @@ def cancel(connection: Connection, project_id: str, public_id: str) -> Batch:
 def take(connection: Connection, batch_id: int, *, owner: UUID, states: list[str], silent_seconds: float) -> int | None:
     """Lease the batch itself, to ingest or to export it; the epoch of the lease, None if it is not to be had.
 
-    Promise: one live process at a time. The lease of a process that fell silent may be taken over.
+    Promise: one live process at a time; that its threads do not meet is the process's own care. The lease of a
+    process that fell silent may be taken over, and its own that it could not give back, or never heard that it got.
     """
     epoch: int | None = connection.execute(
         text("""
             UPDATE batch b SET epoch = b.epoch + 1, owner = :owner
              WHERE b.id = :id AND b.state = ANY(:states)
-               AND (b.owner IS NULL OR NOT EXISTS (
+               AND (b.owner IS NULL OR b.owner = :owner OR NOT EXISTS (
                     SELECT 1 FROM worker w
                      WHERE w.id = b.owner AND w.heartbeat_at > now() - make_interval(secs => :silent_seconds)))
             RETURNING b.epoch
@@ -267,8 +268,8 @@ def finish(
     """finalizing or cancelling → its outcome, together with its files, counts and usage.
 
     Promise: one transaction, by the holder of the lease, which also queues the webhooks; None if the batch
-    moved on meanwhile. What was
-    never executed counts as failed, since its line stands in the error file.
+    moved on meanwhile. Done again after a COMMIT of unknown outcome it changes nothing: only the holder of the last
+    epoch can have ended the batch. What was never executed counts as failed, since its line stands in the error file.
     """
     row = connection.execute(
         text("""
@@ -299,11 +300,20 @@ def finish(
         },
     ).one_or_none()
     if row is None:
-        return None
+        return _ended_with(connection, batch_id, epoch)
     state = BatchState(row.state)
     if not row.is_direct:
         webhooks.announce(connection, project_id=row.project_id, batch_public_id=row.public_id, state=state)
     return state
+
+
+def _ended_with(connection: Connection, batch_id: int, epoch: int) -> BatchState | None:
+    """The terminal state to which the holder of this epoch brought a batch, None if it did not."""
+    state = connection.execute(
+        text("SELECT state FROM batch WHERE id = :id AND epoch = :epoch AND state = outcome"),
+        {"id": batch_id, "epoch": epoch},
+    ).scalar_one_or_none()
+    return None if state is None else BatchState(state)
 
 
 def by_id(connection: Connection, batch_id: int) -> Batch | None:

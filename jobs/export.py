@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from jobs import batches, database, files
+from jobs import batches, database, failpoints, files
 from jobs.batches import Batch
 from jobs.contract import limits, lines
+from jobs.failpoints import Point
 from jobs.settings import Settings
 from jobs.states import BatchState
 
@@ -39,15 +40,18 @@ def finalize(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) 
     )
     if epoch is None:
         return None
+    failpoints.reach(Point.EXPORT_TAKEN)
     try:
         batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
         if batch is None:
             return None  # a direct completion, dropped by its caller, who has the answer
         written = Written(None, None) if batch.is_direct else _write(engine, batch)
+        failpoints.reach(Point.OUTPUT_WRITTEN)
         state = database.run(engine, lambda c: _link(c, batch, epoch, written))
     except BaseException:
         database.run(engine, lambda c: batches.give_back(c, batch_id, epoch))
         raise
+    failpoints.reach(Point.BATCH_ENDED)
     if state is None:
         _discard(written)
     else:
@@ -68,24 +72,24 @@ def _link(connection: Connection, batch: Batch, epoch: int, written: Written) ->
         for writer in (written.output, written.error):
             if writer is not None:
                 files.publish(connection, writer, lifetime_seconds=lifetime)
+        failpoints.reach(Point.OUTPUT_LINKED)
     return state
 
 
 def _write(engine: Engine, batch: Batch) -> Written:
     """Write both files, in the order of the input."""
-    reason = lines.EXPIRED if batch.outcome is BatchState.EXPIRED else lines.CANCELLED
     writers: dict[str, files.Writer] = {}
     try:
-        _write_rows(engine, batch, reason, writers)
+        _write_rows(engine, batch, writers)
     except BaseException:
         _discard(Written(writers.get("output"), writers.get("error")))
         raise
     return Written(writers.get("output"), writers.get("error"))
 
 
-def _write_rows(engine: Engine, batch: Batch, reason: tuple[str, str], writers: dict[str, files.Writer]) -> None:
+def _write_rows(engine: Engine, batch: Batch, writers: dict[str, files.Writer]) -> None:
     """Fill `writers`, made where there is a line for them, and finish them."""
-    for row in _rows(engine, batch.id):
+    for row in rows(engine, batch.id):
         kind = "output" if row.ok else "error"
         if kind not in writers:
             writers[kind] = files.Writer(
@@ -94,11 +98,7 @@ def _write_rows(engine: Engine, batch: Batch, reason: tuple[str, str], writers: 
                 purpose="batch_output",
                 filename=f"{batch.public_id}_{kind}.jsonl",
             )
-        if row.status is None or row.body is None:
-            line = lines.unanswered(batch.public_id, row.line_no, row.custom_id, reason)
-        else:
-            line = lines.answered(batch.public_id, row.line_no, row.custom_id, row.status, row.body)
-        writers[kind].write(line)
+        writers[kind].write(line(batch, row))
     for writer in writers.values():
         writer.finish()
 
@@ -114,7 +114,15 @@ class Row:
     body: str | None
 
 
-def _rows(engine: Engine, batch_id: int) -> Iterator[Row]:
+def line(batch: Batch, row: Row) -> bytes:
+    """What stands of a request in the output or error file of its batch."""
+    if row.status is not None and row.body is not None:
+        return lines.answered(batch.public_id, row.line_no, row.custom_id, row.status, row.body)
+    reason = lines.EXPIRED if batch.outcome is BatchState.EXPIRED else lines.CANCELLED
+    return lines.unanswered(batch.public_id, row.line_no, row.custom_id, reason)
+
+
+def rows(engine: Engine, batch_id: int) -> Iterator[Row]:
     """Every request of a batch by line number, in pages: no transaction outlives a page."""
     last = database.run(engine, lambda c: _last_line(c, batch_id))
     for after in range(0, last, PAGE_LINES):

@@ -17,6 +17,7 @@ class Candidate:
     expires_at: datetime
     project_weight: int
     project_leases: int  # chunks leased now, over all batches of the project
+    crashes: int = 0  # of the chunk that would be leased
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -38,11 +39,12 @@ def candidates(connection: Connection, model: str, *, priority_max: int) -> list
         text("""
             SELECT b.id, b.project_id, b.priority, b.expires_at, p.weight,
                    (SELECT count(*) FROM chunk l JOIN batch o ON o.id = l.batch_id
-                     WHERE l.state = 'leased' AND o.state = 'in_progress' AND o.project_id = b.project_id)
+                     WHERE l.state = 'leased' AND o.state = 'in_progress' AND o.project_id = b.project_id),
+                   ready.crashes
               FROM batch b JOIN project p ON p.id = b.project_id
-              CROSS JOIN LATERAL (SELECT 1 FROM chunk c
+              CROSS JOIN LATERAL (SELECT c.crashes FROM chunk c
                                    WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now()
-                                   LIMIT 1) AS ready
+                                   ORDER BY c.first_position LIMIT 1) AS ready
              WHERE b.state = 'in_progress' AND b.model = :model AND b.priority <= :priority_max
                AND b.expires_at > now()
         """),

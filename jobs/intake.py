@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection, Engine, text
 
-from jobs import batches, database, files, leases, models, order, quotas
+from jobs import batches, database, failpoints, files, leases, models, order, quotas
 from jobs.batches import Batch
 from jobs.contract import limits
 from jobs.contract.batch import Fault
@@ -27,6 +27,7 @@ from jobs.contract.lines import (
     unknown_model,
 )
 from jobs.errors import NotFound
+from jobs.failpoints import Point
 from jobs.files import File
 from jobs.seen import Seen
 from jobs.settings import Settings
@@ -60,6 +61,7 @@ def ingest(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) ->
     )
     if epoch is None:
         return None
+    failpoints.reach(Point.INGEST_TAKEN)
     batch = database.run(engine, lambda c: batches.by_id(c, batch_id))
     assert batch is not None, "a leased batch exists"
     try:
@@ -85,9 +87,11 @@ def _ingest(engine: Engine, batch: Batch, epoch: int, settings: Settings) -> str
         check.conclude()
         leases.insert(connection, batch.id, check.order.chunks(settings.chunk_lines))
         _refuse_without_room(connection, batch, check, settings)
+        failpoints.reach(Point.REQUESTS_COPIED)
         if not batches.begin(connection, batch.id, epoch, model=check.model, total=len(check.order)):
             connection.rollback()  # cancelled meanwhile, or taken over
             return None
+    failpoints.reach(Point.BATCH_BEGUN)
     logger.info("batch began", extra={"batch": batch.public_id, "lines": len(check.order)})
     return check.model
 

@@ -133,6 +133,26 @@ def sweep(connection: Connection, *, silent_seconds: float) -> list[int]:
     return sorted({row[0] for row in rows})
 
 
+def lost(connection: Connection, *, silent_seconds: float, crashes_min: int) -> list[Lease]:
+    """The leases that `sweep` would take back of chunks that were lost so often before, locked until the caller ends.
+
+    Their batches are locked too: whoever seals one waits, and finds what the caller made of its chunks.
+    """
+    rows = connection.execute(
+        text("""
+            SELECT c.batch_id, c.first_position, c.epoch, c.owner, c.line_numbers, c.crashes
+              FROM chunk c JOIN batch b ON b.id = c.batch_id LEFT JOIN worker w ON w.id = c.owner
+             WHERE c.state = 'leased' AND c.crashes >= :crashes_min AND b.state = 'in_progress'
+               AND (w.id IS NULL OR w.heartbeat_at < now() - make_interval(secs => :silent_seconds)
+                    OR c.deadline < now())
+               FOR UPDATE OF c SKIP LOCKED
+               FOR SHARE OF b SKIP LOCKED
+        """),
+        {"silent_seconds": silent_seconds, "crashes_min": crashes_min},
+    )
+    return [Lease(row[0], row[1], row[2], row[3], tuple(row[4]), row[5]) for row in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One request of a batch, as it was sent."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import batches, database, direct, files, leases, retention, uploads, workers
+from jobs import batches, database, direct, files, leases, poison, retention, uploads, workers
 from jobs.hints import Hints
 from jobs.settings import Settings
 from jobs.states import BatchState
@@ -80,6 +80,8 @@ class Sweeper:
                     logger.warning("sweep failed", extra={"duty": duty.name, "reason": str(error)})
 
     def _sweep_leases(self, connection: Connection) -> None:
+        if ended := poison.isolate(connection, silent_seconds=self._settings.lease_seconds):
+            logger.error("lines given up that end their workers", extra={"batches": ended})
         if lost := leases.sweep(connection, silent_seconds=self._settings.lease_seconds):
             logger.warning("leases taken back", extra={"batches": lost})
 

@@ -19,10 +19,11 @@ from uuid import UUID
 import orjson
 import sqlalchemy
 
-from jobs import batches, database, direct, fairness, leases, results
+from jobs import batches, database, direct, failpoints, fairness, leases, poison, results
 from jobs.batches import Batch
 from jobs.contract.errors import envelope_json
 from jobs.errors import Failed, Refusal
+from jobs.failpoints import Point
 from jobs.hints import Hints
 from jobs.leases import Lease, Line
 from jobs.results import Result, Usage
@@ -170,19 +171,23 @@ class Pump:
     def _lease(self, owner: UUID) -> bool:
         """Lease the next chunk and have it answered; False if none is ready. Direct completions need no room."""
         with self._lock:
-            is_full = len(self._works) >= CHUNKS_MAX + DIRECT_MAX
+            held = [work.lease for work in self._works.values()]
+        is_full = len(held) >= CHUNKS_MAX + DIRECT_MAX or any(map(poison.is_suspect, held))
         has_room = self._has_room
         if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if has_room else direct.PRIORITY)) is None:
             self._is_dry = has_room
             return False
+        failpoints.reach(Point.CHUNK_CLAIMED)
         if (work := self._begin(lease)) is not None:
             self._takers.submit(self._answer, work)
         return True
 
     def _claim(self, owner: UUID, priority_max: int) -> Lease | None:
+        """The next chunk. Where that is a suspect, it waits until nothing else is answered."""
+
         def claim(connection: sqlalchemy.Connection) -> Lease | None:
             best = fairness.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
-            if best is None:
+            if best is None or (best.crashes >= poison.SUSPECT_CRASHES and self._works):
                 return None
             claimed = leases.claim(
                 connection,
@@ -191,6 +196,9 @@ class Pump:
                 chunks=1,
                 deadline_seconds=self._settings.lease_seconds,
             )
+            if claimed and poison.is_suspect(claimed[0]) and self._works:  # another took the one that we had seen
+                leases.release(connection, claimed[0])
+                return None
             return claimed[0] if claimed else None
 
         return database.run_autocommit(self._ledger, claim)
@@ -358,13 +366,16 @@ class Pump:
         """Store what is answered; after the commit of the last, the batch may be over."""
         if not work.answered:
             return
+        failpoints.reach(Point.LINES_ANSWERED)
         state = self._store(work)
+        failpoints.reach(Point.RESULTS_STORED)
         work.answered.clear()
         if state is None:
             work.is_lost = True
         elif state is ChunkState.DONE:
             batch_id = work.lease.batch_id
             if database.run_autocommit(self._ledger, lambda c: batches.close_if_answered(c, batch_id)):
+                failpoints.reach(Point.BATCH_CLOSED)
                 self._hints.finalize(batch_id)
 
     def _store(self, work: Work) -> ChunkState | None:

@@ -1,6 +1,8 @@
 """The Celery tasks: each names the work and calls it. Arguments are ids; a doubled or stale hint does nothing."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import sqlalchemy
@@ -21,16 +23,22 @@ class InputOutput:
         self._hints = hints
         self._owner = owner
         self._settings = settings
+        self._at_work: set[int] = set()
+        self._lock = threading.Lock()
 
     def ingest(self, batch_id: int) -> None:
         """Read a batch's file; then its model has work."""
-        model = intake.ingest(self._ledger, batch_id, owner=self._owner(), settings=self._settings)
-        if model is not None:
-            self._hints.pump(model)
+        with self._alone(batch_id) as is_ours:
+            if is_ours:
+                model = intake.ingest(self._ledger, batch_id, owner=self._owner(), settings=self._settings)
+                if model is not None:
+                    self._hints.pump(model)
 
     def finalize(self, batch_id: int) -> None:
         """Write a sealed batch's files and end it."""
-        export.finalize(self._ledger, batch_id, owner=self._owner(), settings=self._settings)
+        with self._alone(batch_id) as is_ours:
+            if is_ours:
+                export.finalize(self._ledger, batch_id, owner=self._owner(), settings=self._settings)
 
     def look(self) -> None:
         """Do whatever waits, without a hint."""
@@ -38,6 +46,19 @@ class InputOutput:
             self.ingest(batch_id)
         for batch_id in self._waiting(BatchState.FINALIZING, BatchState.CANCELLING):
             self.finalize(batch_id)
+
+    @contextmanager
+    def _alone(self, batch_id: int) -> Iterator[bool]:
+        """Whether no other thread of this process is at work on a batch; none will be meanwhile."""
+        with self._lock:
+            is_ours = batch_id not in self._at_work
+            self._at_work.add(batch_id)
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
+                with self._lock:
+                    self._at_work.discard(batch_id)
 
     def _waiting(self, *states: BatchState) -> list[int]:
         found = database.run(self._ledger, lambda c: batches.in_states(c, *states))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from jobs import batches, database, quotas
+from jobs import batches, database, failpoints, quotas
 from jobs.api.auth import ByCaller
 from jobs.api.body import read_object
 from jobs.api.query import Integer
@@ -27,6 +27,7 @@ from jobs.contract.batch import (
 )
 from jobs.contract.errors import refusal_of
 from jobs.errors import BadRequest
+from jobs.failpoints import Point
 
 KEY = re.compile(r"[\x20-\x7e]{1,256}")
 
@@ -55,6 +56,7 @@ async def create(
         return made
 
     made = await run_in_threadpool(database.run, services.engine, make)
+    failpoints.reach(Point.BATCH_CREATED)
     services.hints.ingest(made.id)
     return on_wire(made)
 

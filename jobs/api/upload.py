@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from jobs import database, files
+from jobs import database, failpoints, files
 from jobs.api.body import refuse_encoding
 from jobs.api.form import EXPIRY, Form
 from jobs.api.query import digits
@@ -24,6 +24,7 @@ from jobs.contract import limits
 from jobs.contract.errors import refusal_of
 from jobs.contract.upload import CreateFile
 from jobs.errors import BadRequest, TooLarge
+from jobs.failpoints import Point
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Incoming(Generic[Answer]):
         publish = self._check(self._form)
         writer = self.store(self._form.take(len(self._form.pending)))
         writer.finish()
+        failpoints.reach(Point.FILE_WRITTEN)
         return database.run(self._services.engine, lambda c: publish(c, writer))
 
     def discard(self) -> None:

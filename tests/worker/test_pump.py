@@ -150,6 +150,20 @@ def test_lines_that_ask_the_same_are_computed_once_and_each_keeps_its_id(
     assert (len(set(answers[:5])), len(set(answers[5:]))) == (1, 1)
 
 
+def test_a_chunk_that_was_lost_twice_is_answered_alone(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line(f"r{n}") for n in range(12)])
+    other = claimed(pump, owner)
+    with ledger.begin() as connection:
+        connection.execute(text("UPDATE chunk SET crashes = 2 WHERE first_position = 4"))
+    assert not pump._lease(owner), "it waits until what is held is answered"
+    pump._works.clear()
+    suspect = claimed(pump, owner)
+    assert (other.lease.first_position, suspect.lease.first_position) == (0, 4)
+    assert not pump._lease(owner), "and nothing is leased beside it"
+    pump._works.clear()
+    assert claimed(pump, owner).lease.first_position == 8
+
+
 def test_a_long_line_of_a_chunk_does_not_keep_the_next_chunks_waiting(
     ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine
 ) -> None:

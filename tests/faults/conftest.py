@@ -1,0 +1,31 @@
+"""A system of processes for each test, on the servers that all tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from gristmill.embedded import Addresses
+from tests import tiny_model
+from tests.faults.system import System
+from tests.faults.worker import MODEL
+from tests.gristmill.embedded.conftest import open_folder, remove
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Iterator[Path]:
+    """A data folder with the model in it."""
+    place = open_folder()
+    tiny_model.write(place / "models" / MODEL)
+    yield place
+    remove(place)
+
+
+@pytest.fixture
+def system(ledger: Engine, servers: Addresses, model_folder: Path) -> Iterator[System]:
+    running = System(ledger, servers, model_folder)
+    for log in model_folder.glob("*.log"):
+        log.unlink()
+    yield running
+    running.kill_all()

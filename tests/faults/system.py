@@ -1,0 +1,112 @@
+"""Processes that can be killed, on one ledger, and the judge that looks at what they leave."""
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from gristmill.embedded import Addresses
+from jobs import audit
+from jobs.batches import Batch
+from jobs.failpoints import VARIABLE, Point
+from jobs.settings import Settings
+from jobs.states import TERMINAL
+from tests.faults import worker
+from tests.jobs import making
+
+LENGTH = int(os.environ.get("CHAOS", "1"))  # `make chaos` goes on for longer
+DEADLINE_SECONDS = 30
+POLL_SECONDS = 0.02
+# Short, so that what happens after them happens within a test.
+PATIENCE = {
+    "GRISTMILL_CHUNK_LINES": "4",
+    "GRISTMILL_LEASE_SECONDS": "2",
+    "GRISTMILL_HEARTBEAT_SECONDS": "0.2",
+    "GRISTMILL_SWEEP_SECONDS": "0.1",
+    "GRISTMILL_FLUSH_SECONDS": "0.05",
+    "GRISTMILL_DRAIN_SECONDS": "0.2",
+    "GRISTMILL_WATCHDOG_SECONDS": "1",
+}
+# Its children are born with everything imported, and without a thread.
+NURSERY = multiprocessing.get_context("forkserver")
+NURSERY.set_forkserver_preload(["tests.faults.worker"])
+
+
+@dataclass
+class System:
+    """Starts and kills processes; `folder` has the model, the logs and the API's socket."""
+
+    ledger: Engine
+    addresses: Addresses
+    folder: Path
+    broker_url: str = ""
+    patience: dict[str, str] = field(default_factory=lambda: dict(PATIENCE))
+    processes: list[BaseProcess] = field(default_factory=list)
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "api.sock"
+
+    def start(self, kind: str, *, dies_at: Point | None = None, arrival: int = 1) -> BaseProcess:
+        """A new `io`, `model` or `api` process, which dies when it gets to a point for the nth time."""
+        environment = {
+            **self.patience,
+            "DATABASE_URL": self.addresses.database_url,
+            "BROKER_URL": self.broker_url or self.addresses.broker_url,
+            "GRISTMILL_DATA_DIR": str(self.folder),
+            worker.SOCKET: str(self.socket),
+            VARIABLE: f"{dies_at.value}:{arrival}" if dies_at else "",
+        }
+        process = NURSERY.Process(target=worker.serve, args=(kind, environment, self.folder / f"{kind}.log"))
+        process.start()
+        self.processes.append(process)
+        return process
+
+    def start_all(self) -> None:
+        self.start("io")
+        self.start("model")
+
+    def is_served(self) -> bool:
+        """Whether the API listens."""
+        with socket.socket(socket.AF_UNIX) as line:
+            return line.connect_ex(str(self.socket)) == 0
+
+    def kill_all(self) -> None:
+        """kill -9 what we started, also what is stopped."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join(DEADLINE_SECONDS)
+
+    def said(self, kind: str) -> str:
+        """The log of all processes of a kind."""
+        log = self.folder / f"{kind}.log"
+        return log.read_text() if log.exists() else ""
+
+    def until_dead(self, process: BaseProcess) -> int:
+        """The exit status of a process that is to die by itself; a signal is negative."""
+        process.join(DEADLINE_SECONDS)
+        assert process.exitcode is not None, "it lives"
+        return process.exitcode
+
+    def until_ended(self, batch: Batch) -> Batch:
+        """The batch when it has ended. Whatever brought it there is killed: only Postgres is looked at then."""
+        self.until(lambda: making.fetch(self.ledger, batch).state in TERMINAL)
+        self.kill_all()
+        return making.fetch(self.ledger, batch)
+
+    def until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not is_so():
+            assert time.monotonic() < deadline, f"{self.said('io')[-3000:]}\n{self.said('model')[-3000:]}"
+            time.sleep(POLL_SECONDS)
+
+    def faults(self) -> list[str]:
+        """What the judge finds."""
+        return list(audit.faults(self.ledger, Settings()))

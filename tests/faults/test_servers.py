@@ -1,0 +1,99 @@
+"""Both servers killed under load, again and again: the workers go on, and the ledger is sound."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from gristmill.embedded import EmbeddedServers
+from jobs import database, keys, migrate, models
+from jobs.contract.batch import ENDPOINT
+from jobs.states import BatchState
+from tests.faults.system import System
+from tests.faults.test_crashes import client
+from tests.faults.worker import MODEL
+from tests.gristmill.embedded.conftest import open_folder, remove
+from tests.jobs import making
+
+KILLS = 2
+LINES = 800
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    place = open_folder()
+    yield place / "data"
+    remove(place)
+
+
+@pytest.fixture
+def own(home: Path, model_folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
+    """A system on servers of its own, which may be killed."""
+    with EmbeddedServers(home, say=lambda _: None) as servers:
+        migrate.upgrade(servers.addresses.database_url)
+        ledger = database.connect(servers.addresses.database_url, connections=4)
+        with ledger.begin() as connection:
+            keys.ensure_project(connection, keys.DEFAULT_PROJECT)
+            models.register(connection, [MODEL])
+        system = System(ledger, servers.addresses, model_folder)
+        yield system, servers
+        system.kill_all()
+        ledger.dispose()
+
+
+def signal_to(home: Path, server: str, number: signal.Signals) -> None:
+    os.kill(int((home / "servers" / f"{server}.pid").read_text()), number)
+
+
+def answered(ledger: Engine) -> int:
+    """How many lines have an answer, as soon as there is a database to ask; -1 until then."""
+    try:
+        with ledger.connect() as connection:
+            return int(connection.execute(text("SELECT count(*) FROM result")).scalar_one())
+    except OperationalError:
+        return -1
+
+
+@pytest.mark.parametrize("server", ["postgres", "valkey"])
+def test_a_server_that_is_killed_again_and_again_costs_nothing(
+    own: tuple[System, EmbeddedServers], home: Path, server: str
+) -> None:
+    system, servers = own
+    batch = making.ingest(system.ledger, [making.line(f"r{n}", content=f"Question {n}") for n in range(LINES)])
+    system.start_all()
+    for kill in range(1, KILLS + 1):
+        system.until(lambda: answered(system.ledger) > 0)
+        before = answered(system.ledger)
+        signal_to(home, server, signal.SIGKILL)
+
+        def goes_on(before: int = before) -> bool:
+            servers.check()
+            return answered(system.ledger) > before or answered(system.ledger) == LINES
+
+        system.until(goes_on)
+        assert all(process.is_alive() for process in system.processes), f"after kill {kill}"
+    ended = system.until_ended(batch)
+    assert (ended.state, ended.completed, ended.failed) == (BatchState.COMPLETED, LINES, 0)
+    assert system.faults() == []
+
+
+def test_a_broker_that_hangs_keeps_nobody_waiting(own: tuple[System, EmbeddedServers], home: Path) -> None:
+    system, _ = own
+    file = making.upload(system.ledger, making.line("a"))
+    system.start_all()
+    system.start("api")
+    system.until(system.is_served)
+    ready = "SELECT count(*) FROM worker WHERE kind IN ('io', 'model')"
+    system.until(lambda: making.scalar(system.ledger, ready) == 2)
+    signal_to(home, "valkey", signal.SIGSTOP)
+    try:
+        order = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
+        with client(system) as caller:
+            made = caller.post("/v1/batches", json=order, timeout=5).json()["id"]
+            system.until(lambda: caller.get(f"/v1/batches/{made}", timeout=5).json()["status"] == "completed")
+    finally:
+        signal_to(home, "valkey", signal.SIGCONT)

@@ -1,0 +1,91 @@
+"""What the tests kill: the API or a worker in a process of its own, with an engine that does what a prompt says.
+
+The engine answers at once. A prompt with the word DIE ends its process as a fault in native code would; with NAP the
+whole process stops before the answer, as on a machine that swaps, until it is told to go on; one with HANG is never
+answered, and while it waits the engine shows no progress. All else is the product's own.
+"""
+
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+
+from jobs import database, logs
+from jobs.api.app import create_app
+from jobs.api.connections import Connection
+from jobs.hints import Hints
+from jobs.settings import Settings
+from worker import engine, process
+from worker.engine import Completion, EngineSettings, FinishReason, Progress, Prompt
+from worker.model import ModelFolder
+
+ANSWER = (70, 71)
+MODEL = "tiny"
+SOCKET = "GM_TEST_SOCKET"
+
+
+class ScriptedEngine:
+    """What the pump and the process use of an engine. The model's tokens are the bytes of its text."""
+
+    slots = 64
+    context_tokens = 2048
+    is_alive = True
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._tokenizer = folder.tokenizer()
+        self.progress = Progress(beat_at=monotonic())
+
+    def submit(self, prompt: Prompt) -> Future[list[Completion]]:
+        """A future that is answered already, or never will be."""
+        said = self._tokenizer.decode(list(prompt.token_ids))
+        future: Future[list[Completion]] = Future()
+        if "DIE" in said:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "NAP" in said:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if "HANG" in said:
+            self.progress = replace(self.progress, running=1)
+        else:
+            future.set_result([Completion(ANSWER, FinishReason.STOP, len(prompt.token_ids), 0, len(ANSWER))])
+        return future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def load(folder: ModelFolder, _settings: EngineSettings | None = None) -> ScriptedEngine:
+    return ScriptedEngine(folder)
+
+
+def serve(kind: str, environment: Mapping[str, str], log: Path) -> None:
+    """Be an `io` or a `model` worker, or the `api`, until killed."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    settings = Settings.read({name: value for name, value in environment.items() if name != SOCKET})
+    logs.configure(settings.log_level)
+    if kind == "api":
+        serve_api(settings, environment[SOCKET])
+    else:
+        engine.load = load  # type: ignore[assignment]
+        process.serve(settings, model=MODEL if kind == "model" else None, is_io=kind == "io")
+
+
+def serve_api(settings: Settings, socket: str) -> None:
+    assert settings.database_url
+    assert settings.broker_url
+    app = create_app(database.connect(settings.database_url), Hints(settings.broker_url), settings)
+    uvicorn.run(app, http=Connection, log_config=None, lifespan="off", uds=socket)
