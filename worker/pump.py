@@ -64,8 +64,8 @@ class Work:
     """One leased chunk while it is answered."""
 
     lease: Lease
-    batch: Batch
-    unasked: deque[Line]
+    asking: tuple[Batch, deque[Line]] | None = None
+    """Its batch, and the lines that are still to be asked; None until they are read."""
     pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
     judged: dict[Future[None] | Future[Answer], Pending] = field(default_factory=dict)
     """Lines in the filter's hands: a prompt may be asked once nothing came, an answer comes as it may be sent."""
@@ -78,9 +78,15 @@ class Work:
         return self.lease.batch_id, self.lease.first_position, self.lease.epoch
 
     @property
+    def batch(self) -> Batch:
+        assert self.asking is not None, "it is read before anything is asked"
+        return self.asking[0]
+
+    @property
     def lines(self) -> int:
         """How many are not answered."""
-        return len(self.unasked) + len(self.pending) + len(self.judged)
+        unasked = self.lease.line_numbers if self.asking is None else self.asking[1]
+        return len(unasked) + len(self.pending) + len(self.judged)
 
     @property
     def open(self) -> list[Future[Any]]:
@@ -113,7 +119,7 @@ class Pump:
         self._settings = settings
         self._publisher = publisher if content_filter is None else None  # nothing is shown before it is judged
         self._filter = content_filter
-        self._lines_max = max(2 * engine.slots, settings.chunk_lines) + settings.chunk_lines
+        self._lines_max = max(3 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._works: dict[tuple[int, int, int], Work] = {}
         self._lock = threading.Lock()
         self._leasing = threading.Lock()
@@ -169,50 +175,44 @@ class Pump:
             self._look.clear()
 
     def _lease(self, owner: UUID) -> bool:
-        """Lease the next chunk and have it answered; False if none is ready. Direct completions need no room."""
+        """Lease the next chunks and have them answered; False if none is ready. Direct completions need no room."""
         with self._lock:
             held = [work.lease for work in self._works.values()]
-        is_full = len(held) >= CHUNKS_MAX + DIRECT_MAX or any(map(poison.is_suspect, held))
-        has_room = self._has_room
-        if is_full or (lease := self._claim(owner, LOWEST_PRIORITY if has_room else direct.PRIORITY)) is None:
-            self._is_dry = has_room
+        if len(held) >= CHUNKS_MAX + DIRECT_MAX or any(map(poison.is_suspect, held)):
             return False
-        failpoints.reach(Point.CHUNK_CLAIMED)
-        if (work := self._begin(lease)) is not None:
-            self._takers.submit(self._answer, work)
-        return True
+        room = self._room
+        claimed = self._claim(owner, LOWEST_PRIORITY if room else direct.PRIORITY, chunks=max(room, 1))
+        self._is_dry = bool(room and not claimed)
+        for lease in claimed:
+            failpoints.reach(Point.CHUNK_CLAIMED)
+            self._takers.submit(self._answer, self._hold(lease))
+        return bool(claimed)
 
-    def _claim(self, owner: UUID, priority_max: int) -> Lease | None:
-        """The next chunk. Where that is a suspect, it waits until nothing else is answered."""
+    def _claim(self, owner: UUID, priority_max: int, *, chunks: int) -> list[Lease]:
+        """The next chunks of one batch. A suspect waits until nothing else is answered."""
 
-        def claim(connection: sqlalchemy.Connection) -> Lease | None:
+        def claim(connection: sqlalchemy.Connection) -> list[Lease]:
             best = fairness.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
             if best is None or (best.crashes >= poison.SUSPECT_CRASHES and self._works):
-                return None
+                return []
             claimed = leases.claim(
                 connection,
                 batch_id=best.batch_id,
                 owner=owner,
-                chunks=1,
+                chunks=1 if best.crashes else chunks,
                 deadline_seconds=self._settings.lease_seconds,
             )
-            if claimed and poison.is_suspect(claimed[0]) and self._works:  # another took the one that we had seen
-                leases.release(connection, claimed[0])
-                return None
-            return claimed[0] if claimed else None
+            suspects = [lease for lease in claimed if poison.is_suspect(lease)]
+            if not suspects or (len(claimed) == 1 and not self._works):
+                return claimed
+            for lease in suspects:  # met behind the one that we had seen, or in its place
+                leases.release(connection, lease)
+            return [lease for lease in claimed if lease not in suspects]
 
         return database.run_autocommit(self._ledger, claim)
 
-    def _begin(self, lease: Lease) -> Work | None:
-        """The work of a lease; None if its batch is gone."""
-        batch, lines = database.run_autocommit(
-            self._ledger, lambda c: (batches.by_id(c, lease.batch_id), leases.unanswered(c, lease))
-        )
-        if batch is None:
-            return None
-        facts = {"batch": batch.public_id, "position": lease.first_position, "epoch": lease.epoch}
-        logger.info("chunk claimed", extra={**facts, "lines": len(lines)})
-        work = Work(lease, batch, deque(lines))
+    def _hold(self, lease: Lease) -> Work:
+        work = Work(lease)
         with self._lock:
             self._works[work.key] = work
         return work
@@ -220,11 +220,11 @@ class Pump:
     def _answer(self, work: Work) -> None:
         """Ask a chunk's lines, and store what they are answered with. What goes wrong here costs the lease, no more."""
         try:
-            while work.unasked:
-                self._submit(work, work.unasked.popleft())
-            self._collect(work)
+            if self._read(work):
+                self._ask(work)
+                self._collect(work)
         except Exception:
-            logger.exception("chunk given up", extra={"batch": work.batch.public_id})
+            logger.exception("chunk given up", extra=_facts(work.lease))
         finally:
             with self._lock:
                 del self._works[work.key]
@@ -232,12 +232,31 @@ class Pump:
                 future.cancel()
             self._look.set()
 
+    def _read(self, work: Work) -> bool:
+        """Read what a lease is for; False if its batch is gone."""
+        lease = work.lease
+        batch, lines = database.run_autocommit(
+            self._ledger, lambda c: (batches.by_id(c, lease.batch_id), leases.unanswered(c, lease))
+        )
+        if batch is None:
+            return False
+        work.asking = batch, deque(lines)
+        logger.info("chunk claimed", extra={**_facts(lease), "batch": batch.public_id, "lines": len(lines)})
+        return True
+
+    def _ask(self, work: Work) -> None:
+        assert work.asking is not None, "it was read"
+        unasked = work.asking[1]
+        while unasked:
+            self._submit(work, unasked.popleft())
+
     @property
-    def _has_room(self) -> bool:
-        """Whether the engine would have few enough lines with another chunk."""
+    def _room(self) -> int:
+        """How many chunks more would leave the engine with few enough lines."""
         with self._lock:
             lines = sum(work.lines for work in self._works.values())
-            return lines + self._settings.chunk_lines <= self._lines_max and len(self._works) < CHUNKS_MAX
+            chunks = (self._lines_max - lines) // self._settings.chunk_lines
+            return max(min(chunks, CHUNKS_MAX - len(self._works)), 0)
 
     def _submit(self, work: Work, line: Line) -> None:
         """Hand a line to the engine; a line that cannot be asked is answered with its refusal."""
@@ -284,7 +303,7 @@ class Pump:
             for future in done:
                 take = self._take if future in work.pending else self._take_judged
                 take(work, future)
-            if not self._is_dry and self._has_room:
+            if not self._is_dry and self._room:
                 self._look.set()
             if len(work.answered) >= FLUSH_RESULTS or monotonic() - flushed_at >= self._settings.flush_seconds:
                 self._flush(work)
@@ -391,6 +410,10 @@ class Pump:
             if work.is_lost:
                 return None
             time.sleep(STORE_AGAIN_SECONDS)
+
+
+def _facts(lease: Lease) -> dict[str, object]:
+    return {"batch": lease.batch_id, "position": lease.first_position, "epoch": lease.epoch}
 
 
 def _result(line_no: int, answer: Answer) -> Result:

@@ -53,10 +53,8 @@ def owner(ledger: Ledger) -> UUID:
 
 
 def claimed(pump: Pump, owner: UUID) -> Work:
-    lease = pump._claim(owner, 32_767)
-    assert lease is not None
-    work = pump._begin(lease)
-    assert work is not None
+    (lease,) = pump._claim(owner, 32_767, chunks=1)
+    work = pump._hold(lease)
     return work
 
 
@@ -202,8 +200,7 @@ def test_a_direct_completion_is_answered_before_any_batch(ledger: Ledger, pump: 
     making.ingest(ledger, [making.line("r", max_tokens=2)])
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     batch_id = database.run(ledger, lambda c: direct.submit(c, "default", body, public_id=direct.new_id())).id
-    first = pump._claim(owner, 32_767)
-    assert first is not None
+    (first,) = pump._claim(owner, 32_767, chunks=1)
     assert first.batch_id == batch_id
     database.run(ledger, lambda c: leases.release(c, first))
     pump.run(lambda: owner)
