@@ -54,8 +54,7 @@ def owner(ledger: Ledger) -> UUID:
 
 def claimed(pump: Pump, owner: UUID) -> Work:
     (lease,) = pump._claim(owner, 32_767, chunks=1)
-    work = pump._hold(lease)
-    return work
+    return pump._hold(lease)
 
 
 def bodies(ledger: Ledger) -> dict[int, dict[str, object]]:
