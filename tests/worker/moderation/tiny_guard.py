@@ -10,7 +10,7 @@ from tests import tiny_model
 from tests.tiny_model import CONTROL, SPEC
 from worker.model import ModelFolder, byte_level, folder
 from worker.model.precision import Precision
-from worker.model.weights import LayerWeights, Tensor
+from worker.model.weights import LayerWeights, Linear
 
 TEMPLATE = "{{ '<start_of_risk_definition>' }}"  # of Granite Guardian, whose prompt ends with ">"
 
@@ -41,7 +41,7 @@ def write(path: Path, verdict: str) -> ModelFolder:
 def _silent(layer: LayerWeights) -> LayerWeights:
     """A layer that adds nothing."""
 
-    def nothing(like: Tensor) -> Tensor:
-        return np.zeros_like(like)
+    def nothing(like: Linear) -> Linear:
+        return like.each(np.zeros_like)
 
     return replace(layer, output=nothing(layer.output), down=nothing(layer.down))
