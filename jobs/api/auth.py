@@ -26,6 +26,7 @@ async def caller_of(request: Request, services: WithServices) -> AsyncIterator[C
     """
     if "\0" in request.url.path or "%00" in request.url.query:
         raise BadRequest("Invalid URL: it must not contain the character U+0000.", code="invalid_value")
+    _refuse_repeated(request)
     key = _bearer(request.headers.get("authorization", ""))
     caller, limits = await run_in_threadpool(_admit, services, key)
     for scope in sorted(scopes_for(request.method, request.url.path)):
@@ -70,6 +71,13 @@ def is_upload(method: str, path: str) -> bool:
         case ("POST", ["v1", "files"]) | ("POST", ["v1", "uploads", _, "parts"]):
             return True
     return False
+
+
+def _refuse_repeated(request: Request) -> None:
+    """No parameter of ours is a list; of one that is given twice, one value would be ignored."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise BadRequest(f"Invalid '{repeated}': it is given more than once.", code="invalid_value", param=repeated)
 
 
 def _admit(services: Services, key: str | None) -> tuple[Caller, Limits]:

@@ -212,6 +212,12 @@ def test_a_database_that_cannot_answer_is_worth_a_retry(failing, error):
     assert float(answer.headers["retry-after"]) > 0
 
 
+@pytest.mark.parametrize("path", ["/v1/files?purpose=batch&purpose=vision", "/v1/batches?limit=1&limit=2"])
+def test_a_parameter_that_is_given_twice_is_refused(client, path):
+    error = refusal(client.get(path), 400)
+    assert (error["code"], error["param"]) == ("invalid_value", path.partition("?")[2].partition("=")[0])
+
+
 def test_health_needs_no_key_and_a_database(app, client, hints):
     assert client.get("/healthz", headers={"authorization": ""}).json() == {"status": "ok"}
     nowhere = database.connect("postgresql://nobody@/nothing?host=/nowhere")
