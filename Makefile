@@ -26,7 +26,7 @@ demo: install ## answer 24 varied requests on this machine
 	@$(BIN)/python -m examples.demo
 
 test: lint ## lint, then run every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 chaos: install ## the tests of faults, much longer
 	@CHAOS=$${CHAOS:-40} $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
