@@ -120,11 +120,17 @@ class Process:
         logger.info("model loaded", extra={"model": name, "slots": inference.slots})
         self._every(self.settings.heartbeat_seconds, lambda: self._beat_and_watch(pump, engines), "heartbeat")
         self._every(LOOK_SECONDS, lambda: pump.run(self.owner), "look")
-        self._run_celery(app, model_queue(name), PUMP_THREADS, pump.drain)
-        pump.close()
+        self._run_celery(app, model_queue(name), PUMP_THREADS, pump.drain, pump.close)
 
-    def _run_celery(self, app: Celery, queue: str, threads: int, drain: Callable[[], None]) -> None:
-        """Run the Celery worker in this thread; on a signal drain, then take everything down."""
+    def _run_celery(
+        self,
+        app: Celery,
+        queue: str,
+        threads: int,
+        drain: Callable[[], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run the Celery worker in this thread; on a signal drain, wait for what was begun, take everything down."""
 
         def begin_drain(**_: object) -> None:
             logger.info("worker drains")
@@ -152,11 +158,12 @@ class Process:
             worker_shutting_down.disconnect(begin_drain)
             self._stopping.set()
             drain()
-            self._take_down(sweeper)
+            self._take_down(sweeper, finish)
 
-    def _take_down(self, sweeper: Sweeper) -> None:
+    def _take_down(self, sweeper: Sweeper, finish: Callable[[], None]) -> None:
         for thread in self._threads:
             thread.join(self.settings.drain_seconds + 10)
+        finish()  # nothing is begun any more, and what was begun needs the ledger
         sweeper.stop()
         database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
         if self.publisher is not None:
