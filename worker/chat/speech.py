@@ -23,8 +23,9 @@ class Speech:
         source, bos, eos = model.chat_template(), model.manifest.bos_token, model.manifest.eos_token
         with_tools = model.tool_template() or source
         self._tokenizer = tokenizer
-        self._template = Template(source, bos_token=bos, eos_token=eos)
-        self._tool_template = Template(with_tools, bos_token=bos, eos_token=eos)
+        self._template = self._tool_template = Template(source, bos_token=bos, eos_token=eos)
+        if with_tools != source:
+            self._tool_template = Template(with_tools, bos_token=bos, eos_token=eos)
         self._spoken = families.of_template(with_tools, knows_tools="tools" in self._tool_template.variables)
         self._tags = reasoning.tags_of(source, tokenizer)
         self.call_bytes = self._with_marks()
