@@ -17,8 +17,9 @@ ANSWER = tuple(range(1000, 1008))  # eight tokens
 
 
 class FakeEngine:
-    """What the pump and the process use of an engine."""
+    """What the pump and the process use of an engine; each prompt gets the tokens of `answer`."""
 
+    answer = ANSWER
     slots = 64
     context_tokens = 2048
     is_alive = True
@@ -27,7 +28,7 @@ class FakeEngine:
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """A future that is answered already."""
         future: Future[list[Completion]] = Future()
-        future.set_result([Completion(ANSWER, FinishReason.STOP, len(prompt.token_ids), 0, len(ANSWER))])
+        future.set_result([Completion(self.answer, FinishReason.STOP, len(prompt.token_ids), 0, len(self.answer))])
         return future
 
     def __enter__(self) -> Self:

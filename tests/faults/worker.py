@@ -12,18 +12,17 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import Self
 
 import uvicorn
 
+from benchmarks.fake_worker import FakeEngine
 from jobs import database, logs
 from jobs.api.app import create_app
 from jobs.api.connections import Connection
 from jobs.hints import Hints
 from jobs.settings import Settings
 from worker import engine, process
-from worker.engine import Completion, EngineSettings, FinishReason, Progress, Prompt
+from worker.engine import Completion, EngineSettings, Progress, Prompt
 from worker.model import ModelFolder
 
 ANSWER = (70, 71)
@@ -31,12 +30,10 @@ MODEL = "tiny"
 SOCKET = "GM_TEST_SOCKET"
 
 
-class ScriptedEngine:
-    """What the pump and the process use of an engine. The model's tokens are the bytes of its text."""
+class ScriptedEngine(FakeEngine):
+    """One that a prompt can tell to do worse. The model's tokens are the bytes of its text."""
 
-    slots = 64
-    context_tokens = 2048
-    is_alive = True
+    answer = ANSWER
 
     def __init__(self, folder: ModelFolder) -> None:
         self._tokenizer = folder.tokenizer()
@@ -45,24 +42,14 @@ class ScriptedEngine:
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """A future that is answered already, or never will be."""
         said = self._tokenizer.decode(list(prompt.token_ids))
-        future: Future[list[Completion]] = Future()
         if "DIE" in said:
             os.kill(os.getpid(), signal.SIGKILL)
         if "NAP" in said:
             os.kill(os.getpid(), signal.SIGSTOP)
         if "HANG" in said:
             self.progress = replace(self.progress, running=1)
-        else:
-            future.set_result([Completion(ANSWER, FinishReason.STOP, len(prompt.token_ids), 0, len(ANSWER))])
-        return future
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
+            return Future()
+        return super().submit(prompt)
 
 
 def load(folder: ModelFolder, _settings: EngineSettings | None = None) -> ScriptedEngine:

@@ -19,20 +19,10 @@ from jobs.states import BatchState, ChunkState
 from tests import tiny_model
 from tests.jobs import making
 from tests.worker.chat import templates
+from tests.worker.pumping import pump_of
 from worker import engine
-from worker.chat import Chat
 from worker.chat.structure import Missed, Structure
 from worker.pump import Pump, Work
-
-
-class Heard:
-    """Hints that are only written down."""
-
-    def __init__(self) -> None:
-        self.finalized: list[int] = []
-
-    def finalize(self, batch_id: int) -> None:
-        self.finalized.append(batch_id)
 
 
 @pytest.fixture
@@ -43,8 +33,7 @@ def inference(tmp_path: Path) -> Iterator[engine.Engine]:
 
 @pytest.fixture
 def pump(ledger: Ledger, inference: engine.Engine, tmp_path: Path) -> Pump:
-    chat = Chat(tiny_model.write(tmp_path / "again"), context_tokens=inference.context_tokens, fingerprint="fp_test")
-    return Pump(ledger, inference, chat, Heard(), model="tiny", settings=making.SETTINGS)  # type: ignore[arg-type]
+    return pump_of(ledger, inference, tiny_model.write(tmp_path / "again"))
 
 
 @pytest.fixture
@@ -91,8 +80,7 @@ def test_tokens_of_thinking_are_counted_for_the_batch(ledger: Ledger, owner: UUI
         ledger, [making.line(f"r{n}", max_tokens=6, thinking_token_budget=2, ignore_eos=True) for n in range(3)]
     )
     with engine.load(folder, engine.EngineSettings(threads=1, slots_max=8)) as running:
-        chat = Chat(folder, context_tokens=running.context_tokens, fingerprint="fp_test")
-        Pump(ledger, running, chat, Heard(), model="tiny", settings=making.SETTINGS).run(lambda: owner)  # type: ignore[arg-type]
+        pump_of(ledger, running, folder).run(lambda: owner)
     export.finalize(ledger, batch.id, owner=owner, settings=making.SETTINGS)
     ended = making.fetch(ledger, batch)
     assert (ended.completed, ended.completion_tokens, ended.reasoning_tokens) == (3, 18, 9)

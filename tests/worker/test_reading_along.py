@@ -19,9 +19,8 @@ from jobs.states import ChunkState
 from jobs.streams import Piece, Publisher
 from tests import tiny_model
 from tests.jobs import making
-from tests.worker.test_pump import Heard
+from tests.worker.pumping import pump_of
 from worker import engine
-from worker.chat import Chat
 from worker.pump import Pump
 
 PATIENCE_SECONDS = 20
@@ -32,16 +31,7 @@ ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_
 def pump(ledger: Ledger, servers: Addresses, tmp_path: Path) -> Iterator[Pump]:
     folder, publisher = tiny_model.write(tmp_path / "tiny"), Publisher(servers.broker_url)
     with engine.load(folder, engine.EngineSettings(threads=1, slots_max=2)) as inference:
-        chat = Chat(folder, context_tokens=inference.context_tokens, fingerprint="fp_test")
-        yield Pump(
-            ledger,
-            inference,
-            chat,
-            Heard(),  # type: ignore[arg-type]
-            model="tiny",
-            settings=making.SETTINGS,
-            publisher=publisher,
-        )
+        yield pump_of(ledger, inference, folder, publisher=publisher)
     publisher.close()
 
 

@@ -23,10 +23,10 @@ from tests import tiny_model
 from tests.jobs import making
 from tests.jobs.api.conftest import RecordedHints
 from tests.worker.moderation import tiny_classifier, tiny_guard
-from tests.worker.test_pump import Heard, bodies
+from tests.worker.pumping import pump_of
+from tests.worker.test_pump import bodies
 from tests.worker.test_reading_along import read_along
 from worker import engine, moderation
-from worker.chat import Chat
 from worker.engine import EngineFailed
 from worker.model import ModelFolder
 from worker.moderation import ContentFilter
@@ -74,19 +74,8 @@ def owner(ledger: Ledger) -> UUID:
 
 @pytest.fixture
 def pump(ledger: Ledger, tiny: ModelFolder, inference: engine.Engine) -> Callable[..., Pump]:
-    chat = Chat(tiny, context_tokens=inference.context_tokens, fingerprint="fp_test")
-
     def make(chosen: ContentFilter | None, publisher: Publisher | None = None) -> Pump:
-        return Pump(
-            ledger,
-            inference,
-            chat,
-            Heard(),  # type: ignore[arg-type]
-            model="tiny",
-            settings=making.SETTINGS,
-            publisher=publisher,
-            content_filter=chosen,
-        )
+        return pump_of(ledger, inference, tiny, publisher=publisher, content_filter=chosen)
 
     return make
 
