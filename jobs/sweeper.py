@@ -46,7 +46,6 @@ class Sweeper:
             Duty("hints", settings.sweep_seconds, self._hint_again),
             Duty("old files", 60, files.sweep),
             Duty("old uploads", 60, uploads.sweep),
-            Duty("old uploads", 60, uploads.sweep),
             Duty("ended batches", 10, self._clear),
             Duty("direct completions", 60, direct.sweep),
             Duty("old webhook messages", 600, outbox.sweep),

@@ -15,8 +15,15 @@ from tests.gristmill.embedded.conftest import open_folder, remove
 from worker import model
 from worker.model import ModelFolder
 
-# Machines that run tests are shared and slow at times: how long an example takes says nothing.
-settings.register_profile("shared", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+# Machines that run tests are shared and slow at times: how long an example takes says nothing. A change is judged by
+# the same examples each time; `make chaos` draws others.
+settings.register_profile(
+    "shared",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CHAOS" not in os.environ,
+)
 settings.load_profile("shared")
 
 

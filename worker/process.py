@@ -190,7 +190,7 @@ class Process:
     def _beat(self) -> bool:
         """Say that we live; False if we had been declared dead and came back under a new id."""
         owner = self.owner()
-        if database.run(self.ledger, lambda c: workers.heartbeat(c, owner)):
+        if database.run_autocommit(self.ledger, lambda c: workers.heartbeat(c, owner)):
             return True
         logger.warning("this process was declared dead")
         self._register()
@@ -207,7 +207,7 @@ class Process:
             pump.lose(held)
             return
         owner = self.owner()
-        still = database.run(
+        still = database.run_autocommit(  # a process that is stopped inside a transaction would keep its locks
             self.ledger,
             lambda c: leases.renew(c, owner=owner, held=held, deadline_seconds=self.settings.lease_seconds),
         )

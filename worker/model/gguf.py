@@ -186,7 +186,7 @@ def _config(source: _Source, architecture: str, tensors: Tensors) -> Config:
     values["query_pre_attn_scalar"] = _scores_scalar(source, architecture)
     values["bos_token_id"], values["pad_token_id"] = source.token_id("bos"), source.token_id("padding")
     config = Config(source.path.name, values)
-    head_size = config.whole("head_dim", config.whole("hidden_size") // config.whole("num_attention_heads"))
+    head_size = config.whole("head_dim", max(1, config.whole("hidden_size") // config.whole("num_attention_heads")))
     turned = source.value_or(f"{architecture}.rope.dimension_count", head_size)
     more = {
         "partial_rotary_factor": turned / head_size,
