@@ -23,7 +23,7 @@ import httpx
 import orjson
 from sqlalchemy import Engine, text
 
-from benchmarks.processes import Memory, Poll, parent_of
+from benchmarks.processes import Memory, Poll, children, parent_of, processor_seconds
 from gristmill.embedded import Addresses, EmbeddedServers
 from jobs import database, keys, migrate, models
 from jobs.contract.batch import ENDPOINT
@@ -49,6 +49,11 @@ class System:
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def processor_seconds(self) -> dict[str, float]:
+        """What each process has used so far, and all of Postgres together."""
+        postgres = sum(map(processor_seconds, [self.postmaster, *children(self.postmaster)]))
+        return {name: processor_seconds(pid) for name, pid in self.processes.items()} | {"Postgres": postgres}
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=600)
@@ -112,7 +117,7 @@ def download(system: System, file_id: str, lines: int) -> None:
 
 def batch_of(system: System, path: Path, lines: int) -> None:
     """One batch from upload to the last byte of its result, with a line of the table for what was seen."""
-    began = time.perf_counter()
+    began, used = time.perf_counter(), system.processor_seconds()
     file_id, _ = upload(system, path)
     with system.client() as client:
         order = {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h"}
@@ -131,6 +136,8 @@ def batch_of(system: System, path: Path, lines: int) -> None:
         f"{batch['finalizing_at'] - batch['in_progress_at']} s, written "
         f"{batch['completed_at'] - batch['finalizing_at']} s (whole seconds of the batch)"
     )
+    for name, ended in system.processor_seconds().items():
+        print(f"  processor time of {name}: {(ended - used[name]) / lines * 1e6:.0f} us a line")
     for name, peak in memory.peak_mb.items():
         print(f"  peak memory of {name}: {peak:.0f} MB")
     latency = poll.latency

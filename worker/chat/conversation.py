@@ -16,6 +16,7 @@ Shield = Callable[[str], str]
 Turn = dict[str, object]
 
 SHORT_ID_CHARACTERS: Final = 9
+OLDER_ROLES: Final = MappingProxyType({"developer": "system", "function": "tool"})
 NOTHING: Final = MappingProxyType[str, str]({})
 
 
@@ -41,8 +42,7 @@ def _turn(message: Message, spoken: Spoken, shield: Shield, called: Mapping[str,
     """No template knows `developer`, OpenAI's newer name of `system`, nor `function`, the older one of `tool`. Some
     want to know which function a result is of, which OpenAI's clients do not say: `called` names it by the call's id.
     """
-    roles = {"developer": "system", "function": "tool"}
-    turn: Turn = {"role": roles.get(message.role, message.role), "content": shield(message.text())}
+    turn: Turn = {"role": OLDER_ROLES.get(message.role, message.role), "content": shield(message.text())}
     name = message.name or called.get(message.answered_id or "")
     if name is not None:
         turn["name"] = shield(name)

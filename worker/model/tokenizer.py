@@ -47,6 +47,7 @@ class Tokenizer:
         }
         self._swallowing = {token.content for token in added.values() if token.rstrip}
         self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
+        self._suspicious = re.compile(f"[{re.escape(_MARK + ''.join({text[0] for text in self._control}))}]")
         self._control_beginnings = {text[:end] for text in self._control for end in range(1, len(text))}
         self._beginning_max = max(map(len, self._control_beginnings), default=0)
         self._encode_kept = lru_cache(_KEPT_TEXTS)(self._encode)
@@ -77,7 +78,7 @@ class Tokenizer:
 
     def shield(self, text: str) -> str:
         """Prepare a user's text for a template, so that nothing in it reads as a control token."""
-        if self._control_pattern is None:
+        if self._control_pattern is None or not self._suspicious.search(text):
             return text
         text = text.replace(_MARK, _MARK * 2)
         text = self._control_pattern.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
