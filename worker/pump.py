@@ -123,7 +123,6 @@ class Pump:
         self._works: dict[tuple[int, int, int], Work] = {}
         self._lock = threading.Lock()
         self._leasing = threading.Lock()
-        self._asks = threading.Lock()
         self._look = threading.Event()
         self._is_dry = False  # no chunk was ready when one had room
         self._takers = ThreadPoolExecutor(CHUNKS_MAX + DIRECT_MAX, thread_name_prefix="chunk")
@@ -222,8 +221,7 @@ class Pump:
         """Ask a chunk's lines, and store what they are answered with. What goes wrong here costs the lease, no more."""
         try:
             if self._read(work):
-                with self._asks:
-                    self._ask(work)
+                self._ask(work)
                 self._collect(work)
         except Exception:
             logger.exception("chunk given up", extra=_facts(work.lease))
