@@ -21,8 +21,9 @@ from tests.jobs import making
 from tests.worker.chat import templates
 from tests.worker.pumping import pump_of
 from worker import engine
+from worker.answering import Chunk
 from worker.chat.structure import Missed, Structure
-from worker.pump import Pump, Work
+from worker.pump import Pump
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def owner(ledger: Ledger) -> UUID:
     return making.worker(ledger)
 
 
-def claimed(pump: Pump, owner: UUID) -> Work:
+def claimed(pump: Pump, owner: UUID) -> Chunk:
     (lease,) = pump._claim(owner, 32_767, chunks=1)
     return pump._hold(lease)
 
@@ -141,11 +142,11 @@ def test_a_chunk_that_was_lost_twice_is_answered_alone(ledger: Ledger, pump: Pum
     with ledger.begin() as connection:
         connection.execute(text("UPDATE chunk SET crashes = 2 WHERE first_position = 4"))
     assert not pump._lease(owner), "it waits until what is held is answered"
-    pump._works.clear()
+    pump._held.clear()
     suspect = claimed(pump, owner)
     assert (other.lease.first_position, suspect.lease.first_position) == (0, 4)
     assert not pump._lease(owner), "and nothing is leased beside it"
-    pump._works.clear()
+    pump._held.clear()
     assert claimed(pump, owner).lease.first_position == 8
 
 
@@ -175,8 +176,8 @@ def test_answers_wait_for_a_disk_with_room(
             raise DBAPIError("INSERT", {}, DiskFull("no room"))
         return flush(connection, lease, answered)
 
-    monkeypatch.setattr("worker.pump.results.flush", flush_at_last)
-    monkeypatch.setattr("worker.pump.STORE_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("worker.answering.results.flush", flush_at_last)
+    monkeypatch.setattr("worker.answering.STORE_AGAIN_SECONDS", 0)
     pump.run(lambda: owner)
     assert len(refused) == 3
     assert inference.progress.output_tokens <= 8
@@ -207,17 +208,17 @@ def test_a_draining_pump_leases_nothing(ledger: Ledger, pump: Pump, owner: UUID)
 
 def test_a_line_given_back_unfinished_counts_no_crash(ledger: Ledger, pump: Pump, owner: UUID) -> None:
     making.ingest(ledger, [making.line("r", max_tokens=400)])
-    work = claimed(pump, owner)
+    chunk = claimed(pump, owner)
     pump._drain_until = 0.0  # the drain's time is over
-    pump._answer(work)
+    pump._answer(chunk)
     assert making.scalar(ledger, "SELECT crashes FROM chunk WHERE state = 'ready'") == 0
 
 
 def test_a_batch_cancelled_under_way_gets_no_more_results(ledger: Ledger, pump: Pump, owner: UUID) -> None:
     batch = making.ingest(ledger, [making.line("r", max_tokens=2)])
-    work = claimed(pump, owner)
+    chunk = claimed(pump, owner)
     database.run(ledger, lambda c: batches.cancel(c, batch.project_id, batch.public_id))
-    pump._answer(work)
+    pump._answer(chunk)
     assert bodies(ledger) == {}
 
 
@@ -243,7 +244,9 @@ def test_an_answer_that_missed_its_form_is_drawn_again_once_with_noise_of_its_ow
 ) -> None:
     seeds = []
     submit = pump._engine.submit
-    monkeypatch.setattr(pump._twins, "_submit", lambda prompt: (seeds.append(prompt.sampling.seed), submit(prompt))[1])
+    monkeypatch.setattr(
+        pump._means.twins, "_submit", lambda prompt: (seeds.append(prompt.sampling.seed), submit(prompt))[1]
+    )
     shown = miss(monkeypatch, times=1)
     batch = making.ingest(ledger, [making.line("r", **CHOICE, **noise)])
     pump.run(lambda: owner)
@@ -289,7 +292,7 @@ def test_a_line_after_which_no_token_can_follow_is_an_error_at_once(
         lost.set_exception(engine.NothingToSample("the grammar cannot go on"))
         return lost
 
-    monkeypatch.setattr(pump._twins, "_submit", submit)
+    monkeypatch.setattr(pump._means.twins, "_submit", submit)
     batch = making.ingest(ledger, [making.line("r")])
     pump.run(lambda: owner)
     assert (making.fetch(ledger, batch).failed, len(asked)) == (1, 1)

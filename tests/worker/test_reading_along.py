@@ -69,7 +69,7 @@ def test_pieces_arrive_before_the_answer_is_stored_and_are_its_text(
         assert is_heard.wait(PATIENCE_SECONDS), "no piece came before the answer was stored"
         return flush(connection, lease, answered)
 
-    monkeypatch.setattr("worker.pump.results.flush", flush_after_a_piece)
+    monkeypatch.setattr("worker.answering.results.flush", flush_after_a_piece)
     pieces, text = asyncio.run(
         read_along(ledger, servers.broker_url, lambda: pump.run(lambda: owner), is_heard.set, stream=True)
     )

@@ -60,7 +60,13 @@ class Chat:
         self._speech = Speech(model, self._tokenizer)
 
     def prompt(
-        self, body: dict[str, object], *, seed_text: str, created: datetime, publish: Publish | None = None
+        self,
+        body: dict[str, object],
+        *,
+        seed_text: str,
+        created: datetime,
+        priority: int = 0,
+        publish: Publish | None = None,
     ) -> Asked:
         """What to ask the engine. A Refusal of status 400 names what is wrong with the body.
 
@@ -83,6 +89,7 @@ class Chat:
             tokens_min=wanted.min_tokens or 0,
             choices=wanted.n or 1,
             stop_token_ids=self._stops(wanted),
+            priority=priority,
             top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
             watch=watching.maker(thoughts),
         )
