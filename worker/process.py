@@ -39,6 +39,7 @@ def serve(settings: Settings, *, model: str | None, is_io: bool) -> int:
     """
     assert settings.database_url, "the caller settles which servers are used"
     assert settings.broker_url, "the caller settles which servers are used"
+    os.nice(settings.niceness)  # the API and the database answer while lines are computed
     ledger = database.connect(settings.database_url, connections=settings.database_connections)
     migrate.check(ledger)
     hints, app = Hints(settings.broker_url), create_app(settings.broker_url)

@@ -32,6 +32,7 @@ PATIENCE = {
     "GRISTMILL_FLUSH_SECONDS": "0.05",
     "GRISTMILL_DRAIN_SECONDS": "0.2",
     "GRISTMILL_WATCHDOG_SECONDS": "1",
+    "GRISTMILL_NICENESS": "0",
 }
 # Its children are born with everything imported, and without a thread.
 NURSERY = multiprocessing.get_context("forkserver")

@@ -20,7 +20,12 @@ from worker.model import ModelFolder
 
 DEADLINE_SECONDS = 240
 # Short enough to see what happens after them within a test.
-PATIENCE = {"GRISTMILL_LEASE_SECONDS": "6", "GRISTMILL_HEARTBEAT_SECONDS": "1", "GRISTMILL_DRAIN_SECONDS": "2"}
+PATIENCE = {
+    "GRISTMILL_LEASE_SECONDS": "6",
+    "GRISTMILL_HEARTBEAT_SECONDS": "1",
+    "GRISTMILL_DRAIN_SECONDS": "2",
+    "GRISTMILL_NICENESS": "1",
+}
 
 
 @pytest.fixture

@@ -116,6 +116,15 @@ DIES = [
 ]
 
 
+def test_workers_give_way_to_the_api_where_cores_are_few(up: Up) -> None:
+    (api,), *workers = (
+        children(up.process.pid, *words) for words in [("api",), ("worker", "--io"), ("worker", "--model")]
+    )
+    own = os.getpriority(os.PRIO_PROCESS, up.process.pid)
+    assert os.getpriority(os.PRIO_PROCESS, api) == own
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for (pid,) in workers] == [own + 1] * 2
+
+
 @pytest.mark.parametrize("words", DIES, ids=[" ".join(words) for words in DIES])
 def test_a_process_that_is_killed_comes_back_with_one_sentence(up: Up, words: tuple[str, ...]) -> None:
     before = up.said().splitlines()
