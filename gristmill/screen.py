@@ -85,10 +85,15 @@ class Lines:
         self._said_at, self._status = now, batch.status
         counts = batch.request_counts
         lines = f": {counts.completed + counts.failed}/{counts.total} lines{facts}" if counts.total else ""
-        self.say(f"{batch.status.replace('_', ' ')}{lines}")
+        self.say(f"{_status(batch)}{lines}")
 
     def say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _status(batch: Batch) -> str:
+    said = batch.status.replace("_", " ")
+    return f"{said}, waiting for {batch.waiting_for}" if batch.waiting_for else said
 
 
 class _Facts:

@@ -27,14 +27,17 @@ class Direct:
     id: int
     public_id: str
     created_at: datetime
+    model: str
 
 
 def new_id() -> str:
     return f"batch_{secrets.token_hex(16)}"
 
 
-def submit(connection: Connection, project_id: str, body: dict[str, object], *, public_id: str) -> Direct:
+def submit(connection: Connection, project_id: str, body: dict[str, object], *, model: str, public_id: str) -> Direct:
     """Queue the body of a chat completion, already checked, under an id of the caller's making.
+
+    `model` is the one that the body means, perhaps by another name.
 
     Promise: one id is one completion, so a transaction whose COMMIT was lost may be run again.
     """
@@ -44,7 +47,7 @@ def submit(connection: Connection, project_id: str, body: dict[str, object], *, 
         is_direct=True,
         endpoint=ENDPOINT,
         completion_window="15m",
-        model=body["model"],
+        model=model,
         state=BatchState.IN_PROGRESS.value,
         priority=PRIORITY,
         total=1,
@@ -60,7 +63,7 @@ def submit(connection: Connection, project_id: str, body: dict[str, object], *, 
             )
         )
         leases.insert(connection, made, [[LINE_NO]])
-    columns = (table.c.id, table.c.public_id, table.c.created_at)
+    columns = (table.c.id, table.c.public_id, table.c.created_at, table.c.model)
     return Direct(*connection.execute(select(*columns).where(table.c.public_id == public_id)).one())
 
 

@@ -4,7 +4,7 @@ One transaction does it all; a process that dies in the middle leaves the batch 
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from uuid import UUID
 
 import psycopg
@@ -79,10 +79,12 @@ def ingest(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) ->
 def _ingest(engine: Engine, batch: Batch, epoch: int, settings: Settings) -> str | None:
     file = _input_file(engine, batch)
     known = {model.name for model in database.run(engine, models.find)}
+    meant = {name: name for name in known}
+    meant |= {alias: name for alias, name in settings.model_aliases.items() if name in known and alias not in known}
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = '30min'"))
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
-        check = Check(batch.endpoint, known)
+        check = Check(batch.endpoint, meant)
         copy_requests(connection, batch.id, check.lines(_whole(engine, file)))
         check.conclude()
         leases.insert(connection, batch.id, check.order.chunks(settings.chunk_lines))
@@ -133,11 +135,12 @@ class Check:
     For each line it keeps some 50 bytes and never the line itself; faults stop growing at FAULTS_KEPT_MAX.
     """
 
-    def __init__(self, endpoint: str, known_models: set[str]) -> None:
+    def __init__(self, endpoint: str, models_meant: Mapping[str, str]) -> None:
+        """`models_meant` has the model that each name means, its own or another."""
         self.model = ""
         self.order = order.Order()
         self._endpoint = endpoint
-        self._known_models = known_models
+        self._models_meant = models_meant
         self._seen = Seen(limits.LINES_MAX)
         self._faults: list[Fault] = []
         self._untold = 0
@@ -175,14 +178,15 @@ class Check:
         """What is wrong with a line because of other lines, or of the models that there are."""
         if line.custom_id is not None and not self._seen.add(line.custom_id):
             yield duplicate(line.custom_id, line_no)
-        if line.model is None or line.model == self.model:
+        if line.model is None:
             return
-        if line.model not in self._known_models:
+        meant = self._models_meant.get(line.model)
+        if meant is None:
             yield unknown_model(line.model, line_no)
-        elif self.model:
+        elif not self.model:
+            self.model = meant
+        elif meant != self.model:
             yield other_model(line.model, line_no)
-        else:
-            self.model = line.model
 
     def _note(self, faults: list[Fault]) -> None:
         room = limits.FAULTS_KEPT_MAX - len(self._faults)

@@ -6,9 +6,9 @@ capitals. An unknown `GRISTMILL_` name stops the start, so that a typing error i
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jobs.contract import limits
 
@@ -18,6 +18,17 @@ UNPREFIXED = frozenset({"database_url", "broker_url"})
 
 class SettingsError(Exception):
     """The environment does not say what we can use; the message names the variable."""
+
+
+def _aliases(told: object) -> object:
+    """`alias=model`, separated by commas, as a mapping."""
+    if not isinstance(told, str):
+        return told
+    pairs = [pair.partition("=") for pair in told.split(",") if pair.strip()]
+    aliases = {alias.strip(): name.strip() for alias, _, name in pairs}
+    if len(aliases) < len(pairs) or "" in {*aliases.keys(), *aliases.values()}:
+        raise ValueError("it is not as 'alias=model,alias=model', each alias once")
+    return aliases
 
 
 class Settings(BaseModel):
@@ -37,6 +48,9 @@ class Settings(BaseModel):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     database_connections: int = Field(10, ge=2, description="Connections each process may hold.")
+    model_aliases: Annotated[Mapping[str, str], BeforeValidator(_aliases)] = Field(
+        {}, description="Other names for models, e.g. gpt-4o-mini=smollm2-135m,gpt-4o=smollm2-135m. Unset: none."
+    )
     threads: int = Field(2, ge=1, description="CPU threads one worker's model may use.")
     niceness: int = Field(10, ge=0, le=19, description="How far workers give way to what else needs a CPU.")
     slots: int = Field(64, ge=1, description="Sequences a worker writes at the same time.")

@@ -48,6 +48,18 @@ def count_alive(connection: Connection, *, model: str, silent_seconds: float) ->
     return answer
 
 
+def served(connection: Connection, *, silent_seconds: float) -> frozenset[str]:
+    """The models that a living worker serves now."""
+    rows = connection.execute(
+        text("""
+            SELECT DISTINCT model FROM worker
+             WHERE model IS NOT NULL AND heartbeat_at > now() - make_interval(secs => :silent_seconds)
+        """),
+        {"silent_seconds": silent_seconds},
+    )
+    return frozenset(rows.scalars())
+
+
 def _bury_dead_neighbours(connection: Connection) -> None:
     """Forget processes of this host that have ended without a word, so that their leases are free at once.
 

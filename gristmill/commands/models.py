@@ -33,7 +33,8 @@ def add(source: str, name: str | None, precision: str | None, chat_template: Tex
     """Fetch and convert a model.
 
     SOURCE is a known name, such as smollm2-135m, a .gguf file, a folder as Hugging Face has it (config.json,
-    safetensors, tokenizer.json), or the id of one on its hub, OWNER/NAME.
+    safetensors, tokenizer.json), a folder or .onnx file of onnxruntime-genai or of onnx-community, or the id of one
+    on the hub, OWNER/NAME or OWNER/NAME/FOLDER.
     """
     folder = worker_models.add(
         source,
@@ -47,17 +48,21 @@ def add(source: str, name: str | None, precision: str | None, chat_template: Tex
 
 
 @models.command(name="list")
-def list_() -> None:
-    """Show the models that are installed, and what is wrong with those that are damaged."""
+@click.pass_context
+def list_(context: click.Context) -> None:
+    """Show the models that are installed, and what is wrong with those that are damaged: then it exits with 1."""
     directory = operate.models_dir(commands.read_quietly())
     found, damaged = worker_models.list_models(directory), worker_models.list_damaged(directory)
-    if found:
-        rows = [(folder.name, folder.manifest.precision, screen.size(folder.size_bytes)) for folder in found]
-        click.echo(screen.table(("NAME", "PRECISION", "SIZE"), rows))
-    elif not damaged:
+    rows = [(folder.name, str(folder.manifest.precision), screen.size(folder.size_bytes)) for folder in found]
+    rows += [(damage.name, "damaged", "-") for damage in damaged]
+    if rows:
+        click.echo(screen.table(("NAME", "PRECISION", "SIZE"), sorted(rows)))
+    else:
         commands.say(operate.NO_MODEL)
     for damage in damaged:
         commands.say(str(damage))
+    if damaged:
+        context.exit(1)
 
 
 @models.command()
@@ -71,7 +76,7 @@ def show(name: str) -> None:
         "source": manifest.source,
         "architecture": f"{spec.architecture}, {spec.layers} layers of {spec.hidden}, {spec.vocabulary:,} tokens",
         "context": f"{spec.context_length:,} tokens",
-        "precision": manifest.precision,
+        "precision": f"{manifest.precision}, as it came" if manifest.is_ready_made else manifest.precision,
         "size": screen.size(folder.size_bytes),
         "added": manifest.created_at,
         "fingerprint": folder.fingerprint,
@@ -92,6 +97,9 @@ def verify(name: str, files_only: bool) -> None:
     directory = operate.models_dir(commands.read_quietly())
     folder = worker_models.verify(worker_models.open_named(name, directory).path)
     click.echo(f"{folder.name} is whole.")
+    if folder.manifest.is_ready_made:
+        commands.say("It came as an ONNX graph, so there is nothing to hold its precision against.")
+        return
     if files_only or folder.manifest.precision is worker_models.Precision.FP32:
         return
     with tempfile.TemporaryDirectory(prefix="gristmill-") as scratch:

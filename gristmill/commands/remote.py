@@ -98,6 +98,8 @@ def _show(batch: Batch) -> None:
     }
     for fact, value in facts.items():
         click.echo(f"{fact:<8} {value}".rstrip())
+    if batch.waiting_for:
+        click.echo(f"It waits for {batch.waiting_for}.")
     for sentence in delivery.faults(batch):
         click.echo(sentence)
 

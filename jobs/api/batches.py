@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from jobs import batches, database, failpoints, quotas
+from jobs import batches, database, failpoints, quotas, workers
 from jobs.api.auth import ByCaller
 from jobs.api.body import read_object
 from jobs.api.query import Integer
-from jobs.api.services import WithServices
+from jobs.api.services import Services, WithServices
 from jobs.contract.batch import (
     Batch,
     BatchList,
@@ -28,6 +28,7 @@ from jobs.contract.batch import (
 from jobs.contract.errors import refusal_of
 from jobs.errors import BadRequest
 from jobs.failpoints import Point
+from jobs.states import BatchState
 
 KEY = re.compile(r"[\x20-\x7e]{1,256}")
 
@@ -68,10 +69,11 @@ def find(
     after: str | None = None,
 ) -> BatchList:
     """A page of the caller's batches, newest first."""
-    page = database.run_autocommit(
-        services.engine, lambda c: batches.find(c, caller.project_id, limit=limit, after=after)
+    page, served = database.run_autocommit(
+        services.engine,
+        lambda c: (batches.find(c, caller.project_id, limit=limit, after=after), _served(c, services)),
     )
-    data = [on_wire(batch) for batch in page.batches]
+    data = [on_wire(batch, served) for batch in page.batches]
     return BatchList(
         data=data,
         first_id=data[0].id if data else None,
@@ -81,7 +83,10 @@ def find(
 
 
 def get(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
-    return on_wire(database.run_autocommit(services.engine, lambda c: batches.get(c, caller.project_id, batch_id)))
+    batch, served = database.run_autocommit(
+        services.engine, lambda c: (batches.get(c, caller.project_id, batch_id), _served(c, services))
+    )
+    return on_wire(batch, served)
 
 
 def cancel(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
@@ -91,8 +96,12 @@ def cancel(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
     return on_wire(sealed)
 
 
-def on_wire(batch: batches.Batch) -> Batch:
-    """The batch as a client reads it."""
+def _served(connection: Connection, services: Services) -> frozenset[str]:
+    return workers.served(connection, silent_seconds=services.settings.lease_seconds)
+
+
+def on_wire(batch: batches.Batch, served: frozenset[str] | None = None) -> Batch:
+    """The batch as a client reads it; where it is known which models are `served`, also what it waits for."""
     return Batch(
         id=batch.public_id,
         endpoint=batch.endpoint,
@@ -115,7 +124,14 @@ def on_wire(batch: batches.Batch) -> Batch:
         request_counts=RequestCounts(total=batch.total, completed=batch.completed, failed=batch.failed),
         usage=_usage(batch),
         metadata=batch.metadata,
+        waiting_for=_waiting_for(batch, served),
     )
+
+
+def _waiting_for(batch: batches.Batch, served: frozenset[str] | None) -> str | None:
+    if served is None or batch.state is not BatchState.IN_PROGRESS or batch.model in served:
+        return None
+    return f"a worker that serves the model '{batch.model}'; there is none now"
 
 
 def _order(body: dict[str, object]) -> CreateBatch:

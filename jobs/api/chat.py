@@ -47,15 +47,15 @@ async def create(request: Request, services: WithServices, caller: ByCaller) -> 
     public_id = direct.new_id()
 
     def submit(connection: Connection) -> Direct:
-        models.get(connection, order.model)
-        return direct.submit(connection, caller.project_id, body, public_id=public_id)
+        model = models.get(connection, order.model, services.settings.model_aliases)
+        return direct.submit(connection, caller.project_id, body, model=model.name, public_id=public_id)
 
     async with AsyncExitStack() as stack:
         broker_url = services.settings.broker_url if order.stream else None
         subscription = await stack.enter_async_context(streams.subscribe(broker_url, public_id))
         queued = await run_in_threadpool(database.run, services.engine, submit)
         stack.push_async_callback(_forget, services, queued.id)
-        services.hints.pump(order.model)
+        services.hints.pump(queued.model)
         asked = Asked(services, queued, subscription)
         if order.stream:
             return await _begin(request, asked, order, stack)

@@ -7,14 +7,16 @@ from jobs.contract.model import Model, ModelList
 
 
 def find(services: WithServices, _: ByCaller) -> ModelList:
-    """Every model served here."""
-    return ModelList(data=[_model(model) for model in database.run(services.engine, models.find)])
+    """Every model served here, also under its other names."""
+    found = models.with_aliases(database.run(services.engine, models.find), services.settings.model_aliases)
+    return ModelList(data=[_model(model, model.name) for model in found])
 
 
 def get(model_id: str, services: WithServices, _: ByCaller) -> Model:
     """One model; its name may contain slashes."""
-    return _model(database.run(services.engine, lambda c: models.get(c, model_id)))
+    aliases = services.settings.model_aliases
+    return _model(database.run(services.engine, lambda c: models.get(c, model_id, aliases)), model_id)
 
 
-def _model(model: models.Model) -> Model:
-    return Model(id=model.name, created=int(model.created_at.timestamp()))
+def _model(model: models.Model, name: str) -> Model:
+    return Model(id=name, created=int(model.created_at.timestamp()))

@@ -123,6 +123,7 @@ class Batch(BaseModel):
     request_counts: RequestCounts
     usage: BatchUsage
     metadata: dict[str, str] | None
+    waiting_for: str | None = None
 
 
 class BatchList(BaseModel):

@@ -49,6 +49,7 @@ THOUGHTS = {"reasoning_content", "reasoning"}  # by DeepSeek and by vLLM, of mod
 ADDED = {
     "AnsweredMessage": THOUGHTS,
     "Delta": THOUGHTS,
+    "Batch": {"waiting_for"},
     "Choice": {"content_filter_results"},  # by Azure, of what a filter has withheld
 }
 BODIES = [

@@ -25,6 +25,7 @@ from gristmill.input_file import prepare, with_model
 from gristmill.operate import Operation, own_key
 from jobs.contract.batch import Batch
 from jobs.settings import Settings
+from tests import tiny_model
 
 BATCH: dict[str, Any] = {
     "id": "batch_1",
@@ -152,6 +153,21 @@ def test_an_unknown_model_is_refused_in_one_sentence() -> None:
     said = refused("models", "show", "nothing")
     assert "gristmill models add nothing" in said
     assert said.count("\n") == 1
+
+
+def test_a_damaged_model_is_marked_in_the_list_which_then_fails(data_dir: Path) -> None:
+    whole = tiny_model.write(data_dir / "models" / "whole")
+    assert call("models", "list").exit_code == 0
+    (tiny_model.write(data_dir / "models" / "org--cut").path / "model.onnx.data").write_bytes(b"")
+    (data_dir / "models" / "empty").mkdir()
+    listed = call("models", "list")
+    assert listed.exit_code == 1
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    assert rows[0] == ["NAME", "PRECISION", "SIZE"]
+    assert ["empty", "damaged", "-"] in rows
+    assert [whole.name, "fp32", *rows[-1][2:]] in rows
+    assert "manifest.json is missing; add it again, or: gristmill models remove empty" in listed.stderr
+    assert "model.onnx.data has 0 bytes instead of" in listed.stderr
 
 
 def test_without_a_model_up_and_run_say_how_to_add_one(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from tests.jobs import making
 def test_a_direct_completion_that_its_caller_dropped_meanwhile_needs_no_ending(
     ledger: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = database.run(ledger, lambda c: direct.submit(c, "default", {"model": "tiny"}, public_id=direct.new_id()))
+    asked = database.run(
+        ledger, lambda c: direct.submit(c, "default", {"model": "tiny"}, model="tiny", public_id=direct.new_id())
+    )
     with ledger.begin() as connection:
         connection.execute(text("UPDATE batch SET state = 'finalizing' WHERE id = :id"), {"id": asked.id})
     take = batches.take

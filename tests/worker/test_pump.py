@@ -187,7 +187,9 @@ def test_answers_wait_for_a_disk_with_room(
 def test_a_direct_completion_is_answered_before_any_batch(ledger: Ledger, pump: Pump, owner: UUID) -> None:
     making.ingest(ledger, [making.line("r", max_tokens=2)])
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-    batch_id = database.run(ledger, lambda c: direct.submit(c, "default", body, public_id=direct.new_id())).id
+    batch_id = database.run(
+        ledger, lambda c: direct.submit(c, "default", body, model="tiny", public_id=direct.new_id())
+    ).id
     (first,) = pump._claim(owner, 32_767, chunks=1)
     assert first.batch_id == batch_id
     database.run(ledger, lambda c: leases.release(c, first))

@@ -46,7 +46,9 @@ async def read_along(
     """The pieces that were heard of a completion, and its stored answer's text."""
     public_id, heard = direct.new_id(), []
     async with streams.subscribe(broker_url, public_id) as subscription:
-        queued = database.run(ledger, lambda c: direct.submit(c, "default", {**ASKED, **more}, public_id=public_id))
+        queued = database.run(
+            ledger, lambda c: direct.submit(c, "default", {**ASKED, **more}, model="tiny", public_id=public_id)
+        )
         running = asyncio.create_task(asyncio.to_thread(run))
         while not running.done():
             if (piece := await subscription.next(0.1)) is not None:

@@ -33,3 +33,7 @@ class UnknownModel(ModelError):
 
 class DamagedModel(ModelError):
     """A model folder lacks something, or holds something else than what was written."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import block_graph, graph, tokenizer
+from worker.model import block_graph, graph, ready_weights, tokenizer, trial
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
 from worker.model.onnx_file import GRAPH_NAME, WEIGHTS_NAME
 from worker.model.precision import Precision
+from worker.model.ready_graph import ReadyGraph
 from worker.model.spec import ModelSpec
 from worker.model.tokenizer import Tokenizer
 
@@ -75,17 +76,17 @@ class ModelFolder:
 
 def obstacle(checkpoint: Checkpoint, precision: Precision) -> str | None:
     """What keeps a model from being stored in a precision, to follow "because"; None if nothing does."""
-    return block_graph.obstacle(checkpoint.spec, checkpoint.weights) if precision is Precision.INT8 else None
+    weights = checkpoint.weights
+    if isinstance(weights, ReadyGraph):
+        return None if precision is weights.precision else "it is an ONNX graph already, which is taken as it is"
+    return block_graph.obstacle(checkpoint.spec, weights) if precision is Precision.INT8 else None
 
 
 def write(
     path: Path, checkpoint: Checkpoint, *, name: str, source: str, reference: str, precision: Precision
 ) -> ModelFolder:
     """Convert a checkpoint into an existing empty folder; when this returns, all of it is on the disk."""
-    if precision is Precision.INT8:
-        block_graph.write(checkpoint.spec, checkpoint.weights, path)
-    else:
-        graph.write(checkpoint.spec, checkpoint.weights, precision, path)
+    _write_graph(path, checkpoint, precision)
     (path / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(), "utf-8")
     (path / TEMPLATE_NAME).write_text(checkpoint.chat_template, "utf-8")
     names = [GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME]
@@ -102,11 +103,23 @@ def write(
         bos_token=checkpoint.bos_token,
         eos_token=checkpoint.eos_token,
         files=tuple(_describe(path / file_name) for file_name in names),
+        is_ready_made=isinstance(checkpoint.weights, ReadyGraph),
     )
     (path / MANIFEST_NAME).write_text(manifest.as_json(), "utf-8")
     _flush(path / file_name for file_name in (*names, MANIFEST_NAME))
     _flush([path])
     return ModelFolder(path, manifest)
+
+
+def _write_graph(path: Path, checkpoint: Checkpoint, precision: Precision) -> None:
+    spec, weights = checkpoint.spec, checkpoint.weights
+    if isinstance(weights, ReadyGraph):
+        ready_weights.write(weights.model, weights.path.parent, path)
+        trial.check(path / GRAPH_NAME, spec, precision)
+    elif precision is Precision.INT8:
+        block_graph.write(spec, weights, path)
+    else:
+        graph.write(spec, weights, precision, path)
 
 
 def open_model(path: Path) -> ModelFolder:
@@ -135,17 +148,19 @@ def verify(path: Path) -> ModelFolder:
 
 
 def _read_manifest(path: Path) -> Manifest:
+    name = path.name.replace("--", "/")
     try:
         return Manifest.from_json((path / MANIFEST_NAME).read_text("utf-8"))
     except OtherFormat as other:
         raise DamagedModel(
-            f"the model folder {path} is of another version; make it anew with: {_again(str(other), path.name)}"
+            name, f"the model folder {path} is of another version; make it anew with: {_again(str(other), name)}"
         ) from other
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DamagedModel(
-            f"the model folder {path} is damaged: {MANIFEST_NAME} {fault}; "
-            f"mend it with: gristmill models add {path.name}"
+            name,
+            f"the model folder {path} is damaged: {MANIFEST_NAME} {fault}; add it again, or: "
+            f"gristmill models remove {name}",
         ) from error
 
 
@@ -160,7 +175,7 @@ def _check_size(folder: ModelFolder, file: StoredFile) -> None:
 
 def _damaged(folder: ModelFolder, fault: str) -> DamagedModel:
     remedy = _again(folder.manifest.reference, folder.name)
-    return DamagedModel(f"the model folder {folder.path} is damaged: {fault}; mend it with: {remedy}")
+    return DamagedModel(folder.name, f"the model folder {folder.path} is damaged: {fault}; mend it with: {remedy}")
 
 
 def _again(reference: str, name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import gguf
 import tokenizers
 
-from worker.model import byte_level, gguf_file, reading, sentence_piece
+from worker.model import byte_level, gguf_file, reading, rope, sentence_piece
 from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
 from worker.model.errors import NoChatTemplate, UnreadableWeights, UnsupportedModel
@@ -116,6 +116,7 @@ def read(path: Path, chat_template: str | None = None) -> Checkpoint:
         tool_template=None if chat_template else source.value_or("tokenizer.chat_template.tool_use", "") or None,
         bos_token=_token_text(source, "bos"),
         eos_token=_token_text(source, "eos"),
+        named_context=rope.unused_context(described.config),
     )
 
 

@@ -41,6 +41,7 @@ class Manifest:
     bos_token: str
     eos_token: str
     files: tuple[StoredFile, ...]
+    is_ready_made: bool = False  # an ONNX graph that others made
 
     @property
     def fingerprint(self) -> str:
@@ -68,4 +69,5 @@ class Manifest:
             bos_token=values["bos_token"],
             eos_token=values["eos_token"],
             files=tuple(StoredFile(**file) for file in values["files"]),
+            is_ready_made=bool(values.get("is_ready_made")),
         )

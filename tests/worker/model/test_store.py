@@ -155,7 +155,9 @@ def test_what_cannot_be_a_name_is_refused(name: str, models_dir: Path) -> None:
 
 
 def test_an_unknown_source_is_refused_with_those_that_are_known(models_dir: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"'gpt-9' is neither a .gguf file .* nor a known model.*smollm2-135m"):
+    with pytest.raises(
+        UnknownModel, match=r"'gpt-9' is neither a .gguf or .onnx file .* nor a known model.*smollm2-135m"
+    ):
         model.add("gpt-9", models_dir)
 
 
