@@ -110,6 +110,13 @@ def test_strict_and_not_strict_schemas_are_served(chat: Chat) -> None:
         assert ask(chat, **more).prompt.watch is not None
 
 
+def test_without_a_schema_any_object_will_do(chat: Chat) -> None:
+    asked = ask(chat, response_format={"type": "json_schema", "json_schema": {"name": "any"}})
+    assert answer(chat, asked, '{"a": [1]}') == '{"a": [1]}'
+    with pytest.raises(Missed):
+        answer(chat, asked, "[1]")
+
+
 # ---- checked ----
 
 
