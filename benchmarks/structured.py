@@ -8,6 +8,7 @@ that grows slower slows both.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +57,9 @@ class Clock:
         goes_on = self._watcher.accept(token_id)
         self._takes.append(perf_counter() - began)
         return goes_on
+
+    def forced(self) -> Sequence[int]:
+        return self._watcher.forced()
 
     def finish(self) -> None:
         self._watcher.finish()

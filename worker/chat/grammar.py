@@ -3,8 +3,9 @@
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Final
 
@@ -86,13 +87,15 @@ class GrammarWatcher:
     """Keeps one choice within a grammar and ends it when the grammar is complete.
 
     What may follow a token is found out in the pool, while the engine runs its step. Where only one text can follow,
-    its tokens are those of the model's own tokenizer, and each is the only one allowed.
+    its tokens are those of the model's own tokenizer; they are known at once, and each is the only one allowed.
     """
 
     def __init__(self, matcher: LLMatcher, first: Mask, pool: ThreadPoolExecutor) -> None:
         self._matcher = matcher
         self._pool = pool
         self._next: Callable[[], Mask] = lambda: first
+        self._forced: list[int] = []
+        """The next is the last."""
 
     def mask(self) -> Mask:
         """One bit a token, packed as the engine wants it. NothingToSample if the grammar is too deep to go on."""
@@ -100,13 +103,29 @@ class GrammarWatcher:
 
     def accept(self, token_id: int) -> bool:
         """False when nothing can follow."""
-        self._next()  # until it is there, the matcher is the pool's
+        if not self._forced:
+            self._next()  # until it is there, the matcher is the pool's
         self._matcher.consume_token(token_id)
         _refuse_if_lost(self._matcher)
         if self._matcher.is_stopped():
             return False
-        self._next = self._pool.submit(_allowed, self._matcher).result
+        self._look_ahead(token_id)
         return True
+
+    def forced(self) -> Sequence[int]:
+        """All that the grammar leaves no choice of."""
+        return self._forced[::-1]
+
+    def _look_ahead(self, token_id: int) -> None:
+        """A token that was not drawn may spell what is forced in another way than the model's own tokenizer."""
+        if not self._forced or self._forced.pop() != token_id:
+            self._forced = []
+        if not self._forced:
+            self._forced = self._matcher.compute_ff_tokens()[::-1]
+        if self._forced:
+            self._next = partial(_allowed, self._matcher)
+        else:
+            self._next = self._pool.submit(_allowed, self._matcher).result
 
     def finish(self) -> None:
         """The matcher goes with its watcher."""

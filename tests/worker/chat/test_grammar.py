@@ -146,6 +146,39 @@ def test_only_the_tokens_of_the_one_possible_text_are_allowed(grammars: Grammars
     assert written == tokenizer.encode_plain("the whole answer")
 
 
+def test_all_tokens_that_can_only_follow_are_told_at_once(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode_plain("the whole answer")
+    watcher = grammars.compile(grammar_text.of_choice(["the whole answer", "a cat"]), PLACE).watcher()
+    assert watcher.forced() == []
+    for place, token_id in enumerate(whole[:-1]):
+        assert watcher.accept(token_id)
+        assert watcher.forced() == whole[place + 1 :]
+    assert not watcher.accept(whole[-1])
+
+
+def test_what_is_forced_is_spelt_on_from_whatever_was_written(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    watcher = grammars.compile(grammar_text.of_choice(["the whole answer", "a cat"]), PLACE).watcher()
+    [the, whole, *_], [who] = tokenizer.encode_plain("the whole answer"), tokenizer.encode_plain(" who")
+    assert who != whole
+    watcher.accept(the)
+    watcher.accept(who)
+    rest = watcher.forced()
+    assert tokenizer.decode(list(rest)) == "le answer"
+    assert [watcher.accept(token_id) for token_id in rest] == [True] * (len(rest) - 1) + [False]
+
+
+def test_a_hundred_thousand_signs_that_can_only_follow_are_told_in_time(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    """And not again after each of them."""
+    watcher = compiled(grammars, {"const": "ab " * 33_000}).watcher()
+    began = monotonic()
+    for _ in range(1_000):
+        watcher.accept(watcher.forced()[0] if watcher.forced() else int(allowed(watcher)[0]))
+    assert len(watcher.forced()) > 10_000
+    assert monotonic() - began < PATIENCE_SECONDS
+
+
 def test_the_next_mask_is_found_while_the_engine_does_other_work(grammars: Grammars) -> None:
     """Here the pool is held, so that accepting a token would wait for ever if it waited for the mask."""
     watcher = compiled(grammars, {"type": "object"}).watcher()

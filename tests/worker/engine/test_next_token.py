@@ -210,6 +210,10 @@ class OnlyThirty:
     def accept(self, token_id: int) -> bool:
         return token_id == 30
 
+    def forced(self) -> tuple[int, ...]:
+        """Its token too, but of no other test's concern."""
+        return ()
+
     def finish(self) -> None:
         """Nothing is held."""
 
