@@ -52,13 +52,13 @@ OTHERS: dict[str, set[str]] = {
 }
 REFUSED: dict[tuple[str, str], Any] = {  # a value of each
     ("The body", "audio"): {"voice": "alloy", "format": "wav"},
-    ("The body", "prediction"): {"type": "content", "content": "x"},
     ("The body", "moderation"): {"model": "x"},
     ("The body", "web_search_options"): {},
     ("The body", "verbosity"): "low",
     ("`messages[]`", "audio"): {"id": "audio_1"},
 }
 IGNORED: dict[tuple[str, str], Any] = {
+    ("The body", "prediction"): {"type": "content", "content": [{"type": "text", "text": "x"}]},
     ("The body", "user"): "me",
     ("The body", "safety_identifier"): "me",
     ("The body", "prompt_cache_key"): "key",

@@ -85,6 +85,8 @@ PARTS = [  # of a chat completion's body, each named as OpenAI's package names i
     (chat.ChatCompletionAllowedToolChoiceParam, tools.AllowedToolsChoice),
     (chat.ChatCompletionAllowedToolsParam, tools.AllowedTools),
     (chat.ChatCompletionFunctionCallOptionParam, tools.Named),
+    (completion_create_params.PromptCacheOptions, chat_body.PromptCacheOptions),
+    (chat.ChatCompletionPredictionContentParam, chat_body.Prediction),
     (chat.ChatCompletionStreamOptionsParam, chat_body.StreamOptions),
     (shared_params.ResponseFormatText, tools.TextFormat),
     (shared_params.ResponseFormatJSONObject, formats.JsonObjectFormat),

@@ -313,7 +313,6 @@ def test_of_several_faults_the_one_that_openai_checks_first_is_told(chosen: set[
     ("change", "param"),
     [
         ({"verbosity": "low"}, "verbosity"),
-        ({"prediction": {"type": "content"}}, "prediction"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )

@@ -1,8 +1,9 @@
 """Grammars are compiled once, in bounded time, and cost nobody but their sender anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "four megabytes": ({"description": "x" * 4_000_000}, "too large"),
     "a hundred thousand values": ({"enum": [f"value {n}" for n in range(100_000)]}, "too large"),
     "properties without end": ({"properties": {f"p{n}": {} for n in range(9_000)}}, "not 'required'"),
+    "patterns of names": ({"patternProperties": {f"^{n}x": {} for n in range(101)}}, "more than 100 patterns"),
     "nested a thousand times": (nested(400), "nested too deeply"),
     "nested as deep as Python goes": (nested(5_000), "nested too deeply"),
     "many remainders": ({"type": "integer", "multipleOf": 1_000_003}, "least common multiple"),
@@ -111,6 +113,43 @@ def test_a_large_schema_is_served_in_time(grammars: Grammars, name: str) -> None
     for _ in range(3):
         watcher.accept(int(allowed(watcher)[0]))
     assert monotonic() - began < PATIENCE_SECONDS
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """Compiling a grammar that speaks of a bomb lasts until this is set."""
+    compile_now, event = Grammars._compile, Event()
+
+    def compile_slowly(grammars: Grammars, text: str) -> grammar.Grammar | str:
+        assert "bomb" not in text or event.wait(60)
+        return compile_now(grammars, text)
+
+    monkeypatch.setattr(Grammars, "_compile", compile_slowly)
+    yield event
+    event.set()
+
+
+def test_what_takes_too_long_to_compile_costs_its_own_line_an_error(
+    grammars: Grammars, held: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 0.1)
+    with pytest.raises(BadRequest, match="'cat': it takes more than 0 seconds to compile"):
+        compiled(grammars, {"const": "bomb"})
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 60.0)
+    compiled(grammars, {"const": 1})
+    with pytest.raises(BadRequest, match="to compile"):
+        compiled(grammars, {"const": "bomb"})
+    assert not held.is_set()
+
+
+def test_who_asks_for_a_grammar_that_is_there_waits_for_no_other(grammars: Grammars, held: Event) -> None:
+    known = compiled(grammars, {"const": 1})
+    with ThreadPoolExecutor(1) as another:
+        bomb = another.submit(compiled, grammars, {"const": "bomb"})
+        assert compiled(grammars, {"const": 1}) is known
+        assert not bomb.done()
+        held.set()
+        assert bomb.result(PATIENCE_SECONDS)
 
 
 def test_a_grammar_is_compiled_once_while_it_is_used(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,15 +219,33 @@ def test_a_hundred_thousand_signs_that_can_only_follow_are_told_in_time(
 
 
 def test_the_next_mask_is_found_while_the_engine_does_other_work(grammars: Grammars) -> None:
-    """Here the pool is held, so that accepting a token would wait for ever if it waited for the mask."""
     watcher = compiled(grammars, {"type": "object"}).watcher()
-    held = Event()
-    for _ in range(grammars._pool._max_workers):
-        grammars._pool.submit(held.wait)
     assert watcher.accept(int(allowed(watcher)[0]))
-    assert grammars._pool._work_queue.qsize() == 1
-    held.set()
+    deadline = monotonic() + PATIENCE_SECONDS
+    while watcher._next._found is None:
+        assert monotonic() < deadline
+        sleep(0.001)
     assert len(allowed(watcher)) > 1
+
+
+def test_who_needs_a_mask_waits_for_no_thread(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars._lookahead, "_work", lambda: None)
+    watcher = compiled(grammars, {"type": "object"}).watcher()
+    assert watcher.accept(int(allowed(watcher)[0]))
+    assert watcher._next._found is None
+    assert len(allowed(watcher)) > 1
+    assert watcher.accept(int(allowed(watcher)[0]))
+
+
+def test_masks_of_many_choices_are_those_that_each_has_alone(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    shared = compiled(grammars, {"type": "array", "items": {"enum": [10, 20, "a b"]}})
+    crowd = [shared.watcher() for _ in range(60)]
+    alone = shared.watcher()
+    for token_id in tokenizer.encode_plain('[10,20,"a b",'):
+        expected = alone.mask()
+        for watcher in crowd:
+            np.testing.assert_array_equal(watcher.mask(), expected)
+        assert {watcher.accept(token_id) for watcher in [alone, *crowd]} == {True}
 
 
 def test_watchers_of_one_grammar_do_not_see_each_other(grammars: Grammars, tokenizer: Tokenizer) -> None:
