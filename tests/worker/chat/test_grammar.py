@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, Timer
 from time import monotonic, sleep
 from typing import Any
 
@@ -117,11 +117,13 @@ def test_a_large_schema_is_served_in_time(grammars: Grammars, name: str) -> None
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
-    """Compiling a grammar that speaks of a bomb lasts until this is set."""
+    """Compiling a grammar that speaks of a bomb lasts until this is set, and computes all the time or sleeps."""
     compile_now, event = Grammars._compile, Event()
 
     def compile_slowly(grammars: Grammars, text: str) -> grammar.Grammar | str:
-        assert "bomb" not in text or event.wait(60)
+        while "burning bomb" in text and not event.is_set():
+            pass
+        assert "sleeping bomb" not in text or event.wait(60)
         return compile_now(grammars, text)
 
     monkeypatch.setattr(Grammars, "_compile", compile_slowly)
@@ -134,18 +136,28 @@ def test_what_takes_too_long_to_compile_costs_its_own_line_an_error(
 ) -> None:
     monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 0.1)
     with pytest.raises(BadRequest, match="'cat': it takes more than 0 seconds to compile"):
-        compiled(grammars, {"const": "bomb"})
+        compiled(grammars, {"const": "burning bomb"})
     monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 60.0)
     compiled(grammars, {"const": 1})
     with pytest.raises(BadRequest, match="to compile"):
-        compiled(grammars, {"const": "bomb"})
+        compiled(grammars, {"const": "burning bomb"})
     assert not held.is_set()
+
+
+def test_a_machine_that_is_slow_refuses_nothing(
+    grammars: Grammars, held: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock runs only while the grammar is worked on."""
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(grammar, "GLANCE_SECONDS", 0.02)
+    Timer(0.5, held.set).start()
+    assert compiled(grammars, {"const": "sleeping bomb"})
 
 
 def test_who_asks_for_a_grammar_that_is_there_waits_for_no_other(grammars: Grammars, held: Event) -> None:
     known = compiled(grammars, {"const": 1})
     with ThreadPoolExecutor(1) as another:
-        bomb = another.submit(compiled, grammars, {"const": "bomb"})
+        bomb = another.submit(compiled, grammars, {"const": "sleeping bomb"})
         assert compiled(grammars, {"const": 1}) is known
         assert not bomb.done()
         held.set()
