@@ -31,6 +31,9 @@ test: lint ## lint, then run every test
 chaos: install ## the tests of faults, much longer
 	@CHAOS=$${CHAOS:-40} $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
 
+schemas: install ## 500 generated schemas, each answered by a real model
+	@SCHEMAS=$${SCHEMAS:-500} $(BIN)/python -m pytest --timeout=7200 -s tests/worker/chat/test_generated_schemas.py
+
 lint: install ## ruff, types and the import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,4 +57,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test chaos lint bench bench-system lock clean
+.PHONY: help install demo test chaos schemas lint bench bench-system lock clean

@@ -22,6 +22,7 @@ KINDS = {"yes", "extension", "ignored", "refused"}
 TYPES: dict[str, type[BaseModel]] = {
     "The body": chat.ChatCompletion,
     "`messages[]`": messages.Message,
+    "`messages[].content[]`, a part of text": messages.TextPart,
     "`tools[].function`": tools.Function,
     "`response_format.json_schema`": formats.JsonSchema,
     "`structured_outputs`": formats.StructuredOutputs,
@@ -51,13 +52,13 @@ OTHERS: dict[str, set[str]] = {
 }
 REFUSED: dict[tuple[str, str], Any] = {  # a value of each
     ("The body", "audio"): {"voice": "alloy", "format": "wav"},
-    ("The body", "prediction"): {"type": "content", "content": "x"},
     ("The body", "moderation"): {"model": "x"},
     ("The body", "web_search_options"): {},
     ("The body", "verbosity"): "low",
     ("`messages[]`", "audio"): {"id": "audio_1"},
 }
 IGNORED: dict[tuple[str, str], Any] = {
+    ("The body", "prediction"): {"type": "content", "content": [{"type": "text", "text": "x"}]},
     ("The body", "user"): "me",
     ("The body", "safety_identifier"): "me",
     ("The body", "prompt_cache_key"): "key",
@@ -67,6 +68,7 @@ IGNORED: dict[tuple[str, str], Any] = {
     ("The body", "store"): True,
     ("The body", "metadata"): {"a": "b"},
     ("`messages[]`", "annotations"): [],
+    ("`messages[].content[]`, a part of text", "prompt_cache_breakpoint"): {"mode": "explicit", "ttl": "30m"},
     ("`response_format.json_schema`", "description"): "A cat",
     ("`stream_options`", "include_obfuscation"): True,
 }
@@ -93,6 +95,9 @@ def body_with(table: str, field: str, value: Any) -> dict[str, Any]:
     match table:
         case "`messages[]`":
             return {"model": "tiny", "messages": [*turns, {"role": "assistant", "content": "x", field: value}]}
+        case "`messages[].content[]`, a part of text":
+            part = {"type": "text", "text": "Hi", field: value}
+            return {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
         case "`response_format.json_schema`":
             form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, field: value}}
             return {"model": "tiny", "messages": turns, "response_format": form}

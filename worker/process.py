@@ -18,7 +18,7 @@ from jobs.hints import IO_QUEUE, Hints, create_app, model_queue
 from jobs.settings import Settings
 from jobs.streams import Publisher
 from jobs.sweeper import Sweeper
-from worker import engine, model, moderation, tasks
+from worker import engine, fingerprint, model, moderation, tasks
 from worker.chat import Chat
 from worker.model import ModelFolder
 from worker.moderation import ContentFilter
@@ -103,7 +103,7 @@ class Process:
         inference: engine.Engine,
         content_filter: ContentFilter | None,
     ) -> None:
-        chat = Chat(folder, context_tokens=inference.context_tokens, fingerprint=f"fp_{folder.fingerprint[:12]}")
+        chat = Chat(folder, context_tokens=inference.context_tokens, fingerprint=fingerprint.of(folder))
         pump = Pump(
             self.ledger,
             inference,

@@ -6,7 +6,7 @@ import orjson
 
 from jobs.api.transcript import Transcript
 from jobs.contract.chat import ChatCompletion
-from jobs.contract.completion import Choice, Chunk, ChunkChoice, Completion, CompletionUsage, Delta, FinishReason
+from jobs.contract.completion import Choice, Chunk, ChunkChoice, Completion, CompletionUsage, Delta
 from jobs.contract.errors import envelope_json
 from jobs.errors import Refusal
 from jobs.streams import Piece
@@ -42,7 +42,7 @@ class Chunks:
         for choice in stored.choices:
             yield from self._rest(choice)
         for choice in stored.choices:
-            yield self._chunk(choice.index, Delta(), finish_reason=choice.finish_reason)
+            yield self._end(choice)
         if self._with_usage:
             yield self._event([], stored.usage)
         yield DONE
@@ -65,16 +65,17 @@ class Chunks:
         for place, call in enumerate(message.tool_calls or ()):
             yield self._chunk(choice.index, Delta(tool_calls=[{"index": place, **call}]))
 
-    def _chunk(
-        self,
-        index: int,
-        delta: Delta,
-        *,
-        logprobs: dict[str, object] | None = None,
-        finish_reason: FinishReason | None = None,
-    ) -> bytes:
-        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
-        return self._event([choice])
+    def _chunk(self, index: int, delta: Delta, *, logprobs: dict[str, object] | None = None) -> bytes:
+        return self._event([ChunkChoice(index=index, delta=delta, logprobs=logprobs)])
+
+    def _end(self, choice: Choice) -> bytes:
+        end = ChunkChoice(
+            index=choice.index,
+            delta=Delta(),
+            finish_reason=choice.finish_reason,
+            content_filter_results=choice.content_filter_results,
+        )
+        return self._event([end])
 
     def _event(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> bytes:
         """`usage` is null until its own chunk where it was asked for, and else not there at all."""
@@ -90,6 +91,8 @@ class Chunks:
         content = chunk.model_dump(exclude=None if self._with_usage else {"usage"})
         for choice in content["choices"]:
             choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
+            if choice["content_filter_results"] is None:
+                del choice["content_filter_results"]
         return b"data: " + orjson.dumps(content) + b"\n\n"
 
 

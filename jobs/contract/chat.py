@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from jobs.contract import limits, tools, unserved
 from jobs.contract.errors import refusal_of
 from jobs.contract.formats import ResponseFormat, StructuredOutputs
-from jobs.contract.messages import Message
+from jobs.contract.messages import Message, TextPart
 from jobs.contract.metadata import Metadata
 from jobs.contract.tools import Function, Named, Tool, ToolChoice, Tools
 from jobs.contract.variants import Strict, text_or_list, text_or_object
@@ -30,6 +30,18 @@ BIASED_TOKEN: Final = re.compile("0|[1-9][0-9]{0,8}")
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class PromptCacheOptions(Strict):
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m"] | None = None
+
+
+class Prediction(Strict):
+    type: Literal["content"]
+    content: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], text_or_list("objects")
+    ]
 
 
 class ChatCompletion(Strict):
@@ -79,7 +91,7 @@ class ChatCompletion(Strict):
     structured_outputs: StructuredOutputs | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: dict[str, object] | None = None
-    prediction: dict[str, object] | None = None
+    prediction: Prediction | None = None
     moderation: dict[str, object] | None = None
     web_search_options: dict[str, object] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -90,7 +102,7 @@ class ChatCompletion(Strict):
     safety_identifier: Annotated[str, Field(max_length=limits.SAFETY_IDENTIFIER_CHARACTERS_MAX)] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
-    prompt_cache_options: dict[str, object] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -91,10 +91,13 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
+    """`content_filter_results` as in a whole answer, and only beside such a `finish_reason`."""
+
     index: int
     delta: Delta
     logprobs: dict[str, object] | None = None
     finish_reason: FinishReason | None = None
+    content_filter_results: dict[str, ContentFilterResult] | None = None
 
 
 class Chunk(BaseModel):

@@ -19,7 +19,7 @@ class JsonObjectFormat(Strict):
 class JsonSchema(Strict):
     name: Name
     description: str | None = None
-    schema_: Annotated[dict[str, object], Field(alias="schema")]
+    schema_: Annotated[dict[str, object], Field(alias="schema", default_factory=lambda: {"type": "object"})]
     strict: bool | None = None
 
     @model_validator(mode="after")

@@ -13,19 +13,26 @@ LEGACY_CALL_ID: Final = "call_function"
 Role = Literal["system", "assistant", "user", "function", "tool", "developer"]  # in the order OpenAI lists them
 
 
+class CacheBreakpoint(Strict):
+    mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
+
+
 class TextPart(Strict):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: CacheBreakpoint | None = None
 
 
 class ImageUrl(Strict):
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(Strict):
     type: Literal["image_url"]
     image_url: ImageUrl
+    prompt_cache_breakpoint: CacheBreakpoint | None = None
 
 
 class Audio(Strict):
@@ -36,6 +43,7 @@ class Audio(Strict):
 class AudioPart(Strict):
     type: Literal["input_audio"]
     input_audio: Audio
+    prompt_cache_breakpoint: CacheBreakpoint | None = None
 
 
 class FileReference(Strict):
@@ -47,6 +55,7 @@ class FileReference(Strict):
 class FilePart(Strict):
     type: Literal["file"]
     file: FileReference
+    prompt_cache_breakpoint: CacheBreakpoint | None = None
 
 
 class RefusalPart(Strict):
@@ -131,6 +140,8 @@ class Message(Strict):
             raise PydanticCustomError(kind, "no content", {"field": "content"})
         if self.role == "tool" and self.tool_call_id is None:
             raise PydanticCustomError("missing_in_message", "no id", {"field": "tool_call_id"})
+        if self.role == "function" and self.name is None:
+            raise PydanticCustomError("missing_in_message", "no name", {"field": "name"})
         return self
 
     def text(self) -> str:

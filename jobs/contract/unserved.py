@@ -9,10 +9,9 @@ from jobs.errors import BadRequest
 PARAMETERS: dict[str, tuple[object, ...]] = {  # and the values of each that ask for nothing
     "modalities": (None, [], ["text"]),
     "audio": (None,),
-    "prediction": (None,),
     "moderation": (None,),
     "web_search_options": (None,),
-    "verbosity": (None,),
+    "verbosity": (None, "medium"),
 }
 
 

@@ -1,18 +1,25 @@
 """Our types beside those of the newest `openai` package, key by key: what a release adds is seen here first."""
 
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Required, Union, get_args, get_origin, get_type_hints
 
 import openai.types
 import openai.types.batch_usage
 import openai.types.completion_usage
 import openai.types.uploads
 import pytest
-from openai.types import batch_create_params, chat, file_create_params, upload_complete_params, upload_create_params
+from openai.types import (
+    batch_create_params,
+    chat,
+    file_create_params,
+    shared_params,
+    upload_complete_params,
+    upload_create_params,
+)
 from openai.types.chat import chat_completion, chat_completion_chunk, completion_create_params
 from pydantic import BaseModel
 
-from jobs.contract import batch, completion, file, model, upload
+from jobs.contract import batch, completion, file, formats, messages, model, tools, upload
 from jobs.contract import chat as chat_body
 
 ANSWERS = [
@@ -51,7 +58,51 @@ ADDED = {
     "Delta": THOUGHTS,
     "Batch": {"waiting_for"},
     "Choice": {"content_filter_results"},  # by Azure, of what a filter has withheld
+    "ChunkChoice": {"content_filter_results"},
 }
+PARTS = [  # of a chat completion's body, each named as OpenAI's package names it
+    (chat.ChatCompletionContentPartTextParam, messages.TextPart),
+    (chat.ChatCompletionContentPartImageParam, messages.ImagePart),
+    (chat.chat_completion_content_part_image_param.ImageURL, messages.ImageUrl),
+    (chat.chat_completion_content_part_text_param.PromptCacheBreakpoint, messages.CacheBreakpoint),
+    (chat.ChatCompletionContentPartInputAudioParam, messages.AudioPart),
+    (chat.chat_completion_content_part_input_audio_param.InputAudio, messages.Audio),
+    (chat.chat_completion_content_part_param.File, messages.FilePart),
+    (chat.chat_completion_content_part_param.FileFile, messages.FileReference),
+    (chat.ChatCompletionContentPartRefusalParam, messages.RefusalPart),
+    (chat.ChatCompletionMessageFunctionToolCallParam, messages.FunctionCall),
+    (chat.chat_completion_message_function_tool_call_param.Function, messages.CalledFunction),
+    (chat.ChatCompletionMessageCustomToolCallParam, messages.CustomCall),
+    (chat.chat_completion_message_custom_tool_call_param.Custom, messages.CalledCustom),
+    (chat.chat_completion_assistant_message_param.Audio, messages.AudioReference),
+    (chat.ChatCompletionFunctionToolParam, tools.FunctionTool),
+    (shared_params.FunctionDefinition, tools.Function),
+    (chat.ChatCompletionCustomToolParam, tools.CustomTool),
+    (chat.chat_completion_custom_tool_param.Custom, tools.Custom),
+    (chat.chat_completion_custom_tool_param.CustomFormatGrammar, tools.GrammarFormat),
+    (chat.chat_completion_custom_tool_param.CustomFormatGrammarGrammar, tools.Grammar),
+    (chat.ChatCompletionNamedToolChoiceParam, tools.FunctionChoice),
+    (chat.ChatCompletionNamedToolChoiceCustomParam, tools.CustomChoice),
+    (chat.ChatCompletionAllowedToolChoiceParam, tools.AllowedToolsChoice),
+    (chat.ChatCompletionAllowedToolsParam, tools.AllowedTools),
+    (chat.ChatCompletionFunctionCallOptionParam, tools.Named),
+    (completion_create_params.PromptCacheOptions, chat_body.PromptCacheOptions),
+    (chat.ChatCompletionPredictionContentParam, chat_body.Prediction),
+    (chat.ChatCompletionStreamOptionsParam, chat_body.StreamOptions),
+    (shared_params.ResponseFormatText, tools.TextFormat),
+    (shared_params.ResponseFormatJSONObject, formats.JsonObjectFormat),
+    (shared_params.ResponseFormatJSONSchema, formats.JsonSchemaFormat),
+    (shared_params.response_format_json_schema.JSONSchema, formats.JsonSchema),
+]
+MESSAGES = [
+    chat.ChatCompletionDeveloperMessageParam,
+    chat.ChatCompletionSystemMessageParam,
+    chat.ChatCompletionUserMessageParam,
+    chat.ChatCompletionAssistantMessageParam,
+    chat.ChatCompletionToolMessageParam,
+    chat.ChatCompletionFunctionMessageParam,
+]
+SENT_BACK = {"annotations", *THOUGHTS}
 BODIES = [
     (batch_create_params.BatchCreateParams, batch.CreateBatch),
     (upload_create_params.UploadCreateParams, upload.CreateUpload),
@@ -106,6 +157,23 @@ def test_a_body_takes_every_key_that_the_client_sends(theirs: type, ours: type[B
 
 def test_the_form_of_a_file_takes_every_key_that_the_client_sends() -> None:
     assert {*upload.CreateFile.model_fields, "file"} == set(keys(file_create_params.FileCreateParams))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PARTS, ids=lambda one: one.__name__)
+def test_a_part_of_a_body_takes_and_wants_what_the_client_sends(theirs: Any, ours: type[BaseModel]) -> None:
+    fields = {field.alias or name: field for name, field in ours.model_fields.items()}
+    assert set(fields) == set(keys(theirs))
+    hints = get_type_hints(theirs, include_extras=True)
+    wanted = {name for name, hint in hints.items() if get_origin(hint) is Required}
+    assert {name for name, field in fields.items() if field.is_required()} == wanted
+    for name, annotation in keys(theirs).items():
+        assert literals(annotation) <= literals(fields[name].annotation), name
+
+
+def test_a_message_takes_every_key_that_the_client_sends_and_those_of_an_answer() -> None:
+    assert set(messages.Message.model_fields) == set(keys(*MESSAGES)) | SENT_BACK
+    roles = set().union(*(literals(keys(message)["role"]) for message in MESSAGES))
+    assert literals(messages.Message.model_fields["role"].annotation) == roles
 
 
 def test_a_chat_completion_takes_every_key_that_the_client_sends_and_our_extensions() -> None:

@@ -55,6 +55,10 @@ class Pieces:
             self._start += len(text)
         return True
 
+    def forced(self) -> Sequence[int]:
+        """Nothing is."""
+        return ()
+
     def finish(self) -> None:
         """What is held stays unpublished."""
 

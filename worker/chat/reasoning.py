@@ -104,6 +104,10 @@ class Thinking:
             return self._answer.accept(token_id)
         return True
 
+    def forced(self) -> Sequence[int]:
+        """What is forced of the answer, once it alone may go on."""
+        return () if self._is_thinking or (self._is_first and self._thoughts.may_begin) else self._answer.forced()
+
     def finish(self) -> None:
         """It is over for both."""
         self._answer.finish()

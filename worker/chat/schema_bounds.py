@@ -12,6 +12,9 @@ MULTIPLE_MAX: Final = 10_000
 OPTIONAL_PROPERTIES_MAX: Final = 2_000
 """Any of those that may be left out can come next: the time to compile them grows with their square."""
 
+PATTERN_PROPERTIES_MAX: Final = 100
+"""The patterns of names must exclude each other: the time to make sure grows with more than their cube."""
+
 UNFOLDED_MAX: Final = 200_000
 """A validator may look at an answer as often as there are parts, counted anew wherever a `$ref` repeats them."""
 
@@ -21,6 +24,8 @@ def fault_of(schema: dict[str, object]) -> str | None:
     try:
         if sum(map(_optional_properties, _objects(schema))) > OPTIONAL_PROPERTIES_MAX:
             return f"more than {OPTIONAL_PROPERTIES_MAX} properties in it are not 'required'."
+        if sum(map(_pattern_properties, _objects(schema))) > PATTERN_PROPERTIES_MAX:
+            return f"'patternProperties' has more than {PATTERN_PROPERTIES_MAX} patterns in this schema."
         if _least_common_multiple(schema) > MULTIPLE_MAX:
             return f"'multipleOf' has a least common multiple of more than {MULTIPLE_MAX} in this schema."
         if _Unfolding(schema).size > UNFOLDED_MAX:
@@ -36,6 +41,11 @@ def _optional_properties(part: dict[str, object]) -> int:
         return 0
     known = required if isinstance(required, list) else []
     return len(properties.keys() - {name for name in known if isinstance(name, str)})
+
+
+def _pattern_properties(part: dict[str, object]) -> int:
+    patterns = part.get("patternProperties")
+    return len(patterns) if isinstance(patterns, dict) else 0
 
 
 def _least_common_multiple(schema: dict[str, object]) -> int:

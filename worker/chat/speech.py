@@ -4,6 +4,7 @@ what is read of an answer's tokens beside its text.
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from jobs.contract.chat import ChatCompletion
 from worker.chat import conversation, reasoning, variables
@@ -56,7 +57,8 @@ class Speech:
 
     def call_grammar(self, offer: Offer, grammars: Grammars) -> Grammar:
         """All ways to call."""
-        text = self.family.grammar(offer.callable, self._mark, is_parallel=offer.is_parallel)
+        mark = partial(self._mark, grammars)
+        text = self.family.grammar(offer.callable, mark, is_parallel=offer.is_parallel)
         return lark.compiled(text, grammars)
 
     def beginning(self) -> Beginning:
@@ -67,9 +69,11 @@ class Speech:
         """Tokens of what the model wrote itself, its control tokens as such."""
         return self._tokenizer.encode_template(text)
 
-    def _mark(self, text: str) -> str:
-        token_id = self._control_id(text)
-        return lark.literal(text) if token_id is None else f"<[{token_id}]>"
+    def _mark(self, grammars: Grammars, text: str) -> str:
+        """By its id where it is one token that is never spelt out, be it a control token or, as of Qwen 3, text."""
+        token_id = self._tokenizer.token_id(text)
+        is_whole = token_id is not None and grammars.is_whole(token_id)
+        return f"<[{token_id}]>" if is_whole else lark.literal(text)
 
     def _with_marks(self) -> Sequence[bytes]:
         table = list(self._tokenizer.token_bytes)

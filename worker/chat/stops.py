@@ -25,6 +25,10 @@ class StopWatcher:
         self._tail = window[max(0, len(window) - self._overlap) :]
         return not any(stop in window for stop in self._stops)
 
+    def forced(self) -> Sequence[int]:
+        """Nothing is."""
+        return ()
+
     def finish(self) -> None:
         """Nothing is held."""
 

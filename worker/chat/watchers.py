@@ -24,6 +24,10 @@ class Together:
         """False as soon as one has had enough; the others are not shown a last token."""
         return all(watcher.accept(token_id) for watcher in self._watchers)
 
+    def forced(self) -> Sequence[int]:
+        """What one of them leaves no choice of; a token that another does not allow has no choice but to fail."""
+        return next((forced for watcher in self._watchers if (forced := watcher.forced())), ())
+
     def finish(self) -> None:
         """Tell all of them."""
         for watcher in self._watchers:

@@ -1,6 +1,6 @@
 """Runs the 8-bit graph of `worker.model.block_graph` on the CPU: all rows and pieces of several prompts at once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +117,10 @@ class BlockRunner:
     def free_tokens(self) -> int:
         return self._cache.free * self._layout.tokens
 
-    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
         rows = len(token_ids)
         places = _places(spans, rows)
-        wanted = [*places.ends, *range(rows)]
+        wanted = [*places.ends, *(row for row in range(rows) if row not in unread)]
         self._bind_stages(spans)
         inputs = self._tokens(places, token_ids) | places.inputs() | self._row_inputs(places)
         inputs["logits_indices"] = np.array(wanted or [0], np.int64)
@@ -130,6 +130,12 @@ class BlockRunner:
         for span, start, end in places.spans:
             write_stretch(self._stages[span.stage].image, span.start, new.part(start, end))
         return self._logits[: len(wanted)]
+
+    def feeds(self, tokens: int) -> bool:  # noqa: ARG002  a run of the graph takes one token of a row
+        return False
+
+    def feed(self, row: int, token_ids: Sequence[int]) -> None:
+        raise NotImplementedError
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._stages[target].begin_as(self._stages[source], length)

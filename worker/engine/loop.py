@@ -49,9 +49,9 @@ class _Row:
         return self.fed == len(self.choice.token_ids)
 
     @property
-    def next_fed(self) -> int:
-        """The token that goes into the cache next."""
-        return self.choice.token_ids[self.fed]
+    def unfed(self) -> list[int]:
+        """The tokens that go into the cache next: one as a rule; more where some were forced or are written again."""
+        return self.choice.token_ids[self.fed :]
 
 
 @dataclass(slots=True, eq=False)
@@ -189,7 +189,9 @@ class Loop:
     def _needed(self, step: Step) -> int:
         """What a step takes of the cache, in whole pages."""
         page = self._runner.page_tokens
-        pages = sum(row.length % page == 0 for row in self._rows) if step.writes else 0
+        pages = 0
+        if step.writes:
+            pages += sum(-(-(row.length + self._ahead(row) + 1) // page) - -(-row.length // page) for row in self._rows)
         pages += sum(-(-piece.stop // page) * piece.begun.choices for piece in step.pieces if piece.ends_prompt)
         return pages * page
 
@@ -205,7 +207,9 @@ class Loop:
         pieces = [(works[piece.begun.stage], piece) for piece in step.pieces]
         spans = [_span(work, piece) for work, piece in pieces]
         written = list(self._rows) if step.writes else []
-        logits = self._run(self._runner.step, spans, [row.next_fed for row in written])
+        self._feed_ahead(written)
+        unread = {number for number, row in enumerate(written) if len(row.unfed) > 1}
+        logits = self._run(self._runner.step, spans, [row.unfed[0] for row in written], unread)
         for row in written:
             row.fed += 1
         entered, counts = [], []
@@ -216,15 +220,26 @@ class Loop:
                 rows = self._place(work)
                 entered += rows
                 counts.append(len(rows))
+        computed = [*entered, *(row for number, row in enumerate(written) if number not in unread)]
         if len(entered) > len(counts):
-            logits = np.repeat(logits, [*counts, *[1] * len(written)], axis=0)
-        computed = [*entered, *written]
+            logits = np.repeat(logits, [*counts, *[1] * (len(computed) - len(entered))], axis=0)
         reading = [row for row in computed if row.awaits_token]
         if len(reading) < len(computed):
             logits = logits[[row.awaits_token for row in computed]]
-        if reading:
-            self._read(logits, reading)
-        return sum(len(span.token_ids) for span in spans), len(reading)
+        output_tokens = self._read(logits, reading) if reading else 0
+        return sum(len(span.token_ids) for span in spans), output_tokens
+
+    def _feed_ahead(self, rows: Sequence[_Row]) -> None:
+        """Where the runner is the faster for it, take all tokens that a row has into it but the last."""
+        for number, row in enumerate(rows):
+            if ahead := self._ahead(row):
+                self._run(self._runner.feed, number, row.unfed[:ahead])
+                row.fed += ahead
+
+    def _ahead(self, row: _Row) -> int:
+        """How many tokens a row takes before a step, which gives it one more."""
+        ahead = min(len(row.unfed) - 1, self._budget.chunk_tokens)
+        return ahead if ahead > 0 and self._runner.feeds(ahead) else 0
 
     def _place(self, work: _Work) -> list[_Row]:
         """Give each choice of a computed prompt its row."""
@@ -237,8 +252,11 @@ class Loop:
             self._rows.append(row)
         return entered
 
-    def _read(self, logits: Logits, written: Sequence[_Row]) -> None:
-        """Draw and hand out the next token of rows whose logits these are; those that end give their row back."""
+    def _read(self, logits: Logits, written: Sequence[_Row]) -> int:
+        """Draw and hand out the next tokens of rows whose logits these are, and tell how many; those that end give
+        their row back.
+        """
+        before = sum(row.choice.output_tokens for row in written)
         outcomes = next_token.advance(logits, [row.choice for row in written])
         for row, error in zip(written, outcomes, strict=True):
             if error is not None:
@@ -250,6 +268,7 @@ class Loop:
         for row in written:
             if row.choice.finish_reason:
                 row.ticket.resolve_if_complete()
+        return sum(row.choice.output_tokens for row in written) - before
 
     def _close(self, row: _Row) -> None:
         try:

@@ -7,12 +7,10 @@ it, but that there a grammar's mask comes first of all, so that log-probabilitie
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from worker.engine import logprobs, sampling
 from worker.engine.errors import NothingToSample
 from worker.engine.sequence import Sequence as Choice
-from worker.engine.softmax import Logits
+from worker.engine.softmax import Ids, Logits
 
 
 def advance(logits: Logits, choices: Sequence[Choice]) -> list[Exception | None]:
@@ -24,32 +22,28 @@ def advance(logits: Logits, choices: Sequence[Choice]) -> list[Exception | None]
     """
     raw = {row: logits[row].copy() for row, choice in enumerate(choices) if choice.top_logprobs is not None}
     outcomes: list[Exception | None] = [None] * len(choices)
-    forced: dict[int, int] = {}
+    among: dict[int, Ids] = {}
     for row, choice in enumerate(choices):
         try:
-            if (token := _prepare(logits[row], choice)) is not None:
-                forced[row] = token
+            if (few := _prepare(logits[row], choice)) is not None:
+                among[row] = few
         except Exception as error:  # noqa: BLE001  a watcher is others' code
             outcomes[row] = error
-    draws = [None if row in forced else choice.next_draw for row, choice in enumerate(choices)]
-    tokens = sampling.sample(logits, draws).tolist()
+    only = {row for row, ids in among.items() if len(ids) == 1}
+    draws = [None if row in only else choice.next_draw for row, choice in enumerate(choices)]
+    tokens = sampling.sample(logits, draws, among).tolist()
     for row, choice in enumerate(choices):
         if outcomes[row] is None:
-            outcomes[row] = _take(choice, forced.get(row, tokens[row]), raw.get(row))
+            outcomes[row] = _take(choice, tokens[row], raw.get(row))
     return outcomes
 
 
-def _prepare(logits: Logits, choice: Choice) -> int | None:
-    """Leave of one row what may be drawn; where its mask allows one token only, tell it, and leave the row."""
+def _prepare(logits: Logits, choice: Choice) -> Ids | None:
+    """Leave of one row what may be drawn; where its mask allows few tokens, tell them, and leave the row."""
     if choice.adjustment is not None:
         choice.adjustment.apply(logits)
     mask = choice.watcher.mask() if choice.watcher is not None else None
-    if mask is None:
-        return None
-    if (only := sampling.only_token(mask)) is None:
-        sampling.allow_only(logits, mask)
-        return None
-    return only if only < len(logits) and np.isfinite(logits[only]) else sampling.NO_TOKEN
+    return None if mask is None else sampling.allow(logits, mask)
 
 
 def _take(choice: Choice, token: int, raw: Logits | None) -> Exception | None:

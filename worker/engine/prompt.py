@@ -35,6 +35,12 @@ class Watcher(Protocol):
         """Take a token that was drawn; False ends the choice with it. Stop tokens are not shown."""
         ...
 
+    def forced(self) -> Sequence[int]:
+        """The tokens that can only follow now, one after the other, as far as that is known; mostly none. The mask
+        allows the first of them alone.
+        """
+        ...
+
     def finish(self) -> None:
         """The choice has ended, in whatever way: called once."""
         ...

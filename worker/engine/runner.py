@@ -1,6 +1,6 @@
 """What the engine asks of a device: token ids in, logits out. One thread calls it; it knows no text."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,11 +68,22 @@ class Runner(Protocol):
         """Positions in pages that nobody has."""
         ...
 
-    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
         """Compute pieces of prompts, each in a stage of its own, and one token for every row, or for none.
 
-        `token_ids` holds the rows' last tokens, in their order, or nothing. A row of logits for each span that
-        ends its prompt, then one for each of token_ids. OutOfMemory leaves all as it was before.
+        `token_ids` holds the rows' next tokens, in their order, or nothing. A row of logits for each span that
+        ends its prompt, then one for each of token_ids but those of the rows `unread`. OutOfMemory leaves all as it
+        was before.
+        """
+        ...
+
+    def feeds(self, tokens: int) -> bool:
+        """Whether so many tokens of one row are better fed ahead of a step than one in each step."""
+        ...
+
+    def feed(self, row: int, token_ids: Sequence[int]) -> None:
+        """Take tokens into a row, after which nobody wants logits; only where `feeds` says so. OutOfMemory leaves all
+        as it was before.
         """
         ...
 

@@ -16,16 +16,17 @@ the order of transformers' warpers: temperature -> top_k -> top_p -> min_p -> dr
 Equal probabilities count the lower token id as the likelier. Probabilities of single tokens are float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from worker.engine import noise, truncation
 from worker.engine.envelope import Envelope, Pairs
-from worker.engine.softmax import Logits, Softmax
+from worker.engine.softmax import Ids, Logits, Softmax
 
 Mask = npt.NDArray[np.uint32]
 
@@ -40,6 +41,9 @@ ADDED_MAX = 1e4
 
 NO_TOKEN = -1
 """Stands where nothing can be drawn: all logits are -inf, or one is NaN."""
+
+FEW = 512
+"""So many tokens are better taken out of a row than all others masked, or masked than all others kept."""
 
 _ATTEMPTS = 3
 
@@ -105,34 +109,48 @@ class Draw:
     position: int
 
 
-def allow_only(logits: Logits, mask: Mask) -> None:
-    """Set the logits [vocabulary] of one row to -inf, in place, where the packed mask has a 0. Token i is bit
-    i % 32 of word i // 32 (the layout of llguidance); tokens past the mask's end are not allowed. An allowed NaN
-    becomes inf, which cannot be drawn either.
+def allow(logits: Logits, mask: Mask) -> Ids | None:
+    """Leave of the logits [vocabulary] of one row what the packed mask allows: token i is bit i % 32 of word i // 32
+    (the layout of llguidance), and tokens past the mask's end are not allowed.
+
+    Where it allows few, these are given, lowest first, and the row is left as it is. Else all others are set to -inf,
+    in place; an allowed NaN stays, or becomes inf, and neither can be drawn.
     """
-    most = _MOST.take(mask.astype("<u4", copy=False).view(np.uint8), axis=0).reshape(-1)
-    known = min(len(most), len(logits))
-    np.fmin(logits[:known], most[:known], out=logits[:known])
+    allowed = int(np.bitwise_count(mask).sum())
+    if allowed <= FEW:
+        return _set_bits(mask, below=len(logits))
+    known = min(32 * len(mask), len(logits))
     logits[known:] = -np.inf
+    if 32 * len(mask) - allowed <= FEW:
+        logits[_set_bits(~mask, below=known)] = -np.inf
+    else:
+        most = _MOST.take(mask.astype("<u4", copy=False).view(np.uint8), axis=0).reshape(-1)
+        np.fmin(logits[:known], most[:known], out=logits[:known])
+    return None
 
 
-def only_token(mask: Mask) -> int | None:
-    """The token that a packed mask allows, if it is one; None for none or several."""
-    first = int((mask != 0).argmax())
-    word = int(mask[first])
-    if word == 0 or word & (word - 1) or mask[first + 1 :].any():
-        return None
-    return first * 32 + word.bit_length() - 1
+def _set_bits(mask: Mask, *, below: int) -> Ids:
+    words = np.flatnonzero(mask)
+    bits = np.flatnonzero(np.unpackbits(mask[words].astype("<u4", copy=False).view(np.uint8), bitorder="little"))
+    ids: Ids = words[bits >> 5] * 32 + (bits & 31)
+    return ids[: ids.searchsorted(below)]
 
 
-def sample(logits: Logits, draws: Sequence[Draw | None]) -> npt.NDArray[np.int64]:
-    """The next token [rows] of each row of logits [rows, vocabulary]; `NO_TOKEN` where none is left.
+def sample(
+    logits: Logits, draws: Sequence[Draw | None], among: Mapping[int, Ids] = MappingProxyType({})
+) -> npt.NDArray[np.int64]:
+    """The next token [rows] of each row of logits [rows, vocabulary]; `NO_TOKEN` where none is left. Of the rows
+    `among`, one of few tokens, whose ids are given.
 
     A row's token depends on its own logits and draw alone. Greedy rows cost one argmax over all of them, and so do
     those without a draw, whose token nobody asks for.
     """
     tokens: npt.NDArray[np.int64] = logits.argmax(axis=1).astype(np.int64)
     peaks = logits[np.arange(len(tokens)), tokens]
+    few = {row: logits[row, ids] for row, ids in among.items()}
+    for row, ids in among.items():
+        likeliest = few[row].argmax() if len(ids) else 0
+        peaks[row], tokens[row] = (few[row][likeliest], ids[likeliest]) if len(ids) else (-np.inf, NO_TOKEN)
     tokens[~np.isfinite(peaks)] = NO_TOKEN
     drawn = {
         row: draw
@@ -142,9 +160,11 @@ def sample(logits: Logits, draws: Sequence[Draw | None]) -> npt.NDArray[np.int64
     if drawn:
         envelope = Envelope(logits.shape[1])
         for (row, draw), pairs in zip(drawn.items(), _noise(list(drawn.values())), strict=True):
-            sampling = draw.sampling
-            softmax = Softmax(logits[row], float(peaks[row]), sampling.temperature)
-            tokens[row] = _draw(softmax, envelope, sampling, pairs)
+            softmax = Softmax(few.get(row, logits[row]), float(peaks[row]), draw.sampling.temperature)
+            if row in among:
+                tokens[row] = among[row][_draw(softmax, Envelope(len(few[row])), draw.sampling, pairs)]
+            else:
+                tokens[row] = _draw(softmax, envelope, draw.sampling, pairs)
     return tokens
 
 

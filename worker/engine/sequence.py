@@ -1,5 +1,7 @@
 """One choice being written: what it has so far and when it ends. Knows nothing of slots or of threads."""
 
+from itertools import takewhile
+
 from worker.engine.adjustment import Adjustment
 from worker.engine.logprobs import TokenLogprob
 from worker.engine.prompt import Completion, FinishReason, Prompt
@@ -21,8 +23,9 @@ class Sequence:
         self.adjustment = _adjustment(prompt, prompt_ids)
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.output_tokens = 0
+        """Those that were drawn or forced, a stop token included."""
         self._logprobs: list[TokenLogprob] = []
-        self._draws = 0
 
     @property
     def next_draw(self) -> Draw:
@@ -30,8 +33,25 @@ class Sequence:
         return Draw(self.sampling, self.choice, self.prompt_tokens + len(self.token_ids))
 
     def accept(self, token_id: int, logprob: TokenLogprob | None = None) -> None:
-        """Take the token that was drawn, and notice the end. A watcher may raise: its prompt fails."""
-        self._draws += 1
+        """Take the token that was drawn with all that must follow it, and notice the end. A watcher may raise: its
+        prompt fails.
+        """
+        self._take(token_id, logprob)
+        while forced := self._forced():
+            for token in forced:
+                if self.finish_reason is None:
+                    self._take(token, None)
+
+    def _forced(self) -> list[int]:
+        """What the model need not be asked for. Where what it thinks of each token is to be told, it must be; and a
+        token that ends the choice is drawn like any other, for it may have to be held back.
+        """
+        if self.finish_reason is not None or self.watcher is None or self.top_logprobs is not None:
+            return []
+        return list(takewhile(lambda token: token not in self.stop_token_ids, self.watcher.forced()))
+
+    def _take(self, token_id: int, logprob: TokenLogprob | None) -> None:
+        self.output_tokens += 1
         if token_id in self.stop_token_ids:
             self.finish_reason = FinishReason.STOP
             return
@@ -60,7 +80,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=cached_tokens,
-            output_tokens=self._draws,
+            output_tokens=self.output_tokens,
             logprobs=None if self.top_logprobs is None else tuple(self._logprobs),
         )
 

@@ -5,7 +5,7 @@ alone. Past and present must be the same memory, or the whole cache is copied in
 the slots from 0 on, the stages in those behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ class SlotRunner:
     def free_tokens(self) -> int:
         return (self.slots - len(self._lengths)) * self.page_tokens
 
-    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
         wanted = 0
         for span in spans:
             before, wanted = wanted, wanted + int(span.ends_prompt)
@@ -64,10 +64,22 @@ class SlotRunner:
             count = len(token_ids)
             lengths = np.array(self._lengths, np.int32) + np.int32(1)
             ids = np.array(token_ids, np.int64).reshape(count, 1)
-            self._run(_Inputs(0, ids, lengths, np.arange(count)), self._logits[wanted : wanted + count])
+            read = np.array([row for row in range(count) if row not in unread], np.int64)
+            self._run(_Inputs(0, ids, lengths, read), self._logits[wanted : wanted + len(read)])
             self._lengths = lengths.tolist()
-            wanted += count
+            wanted += len(read)
         return self._logits[:wanted]
+
+    def feeds(self, tokens: int) -> bool:
+        """They take a run of their own, which costs what a step of so many rows costs."""
+        return tokens >= len(self._lengths)
+
+    def feed(self, row: int, token_ids: Sequence[int]) -> None:
+        length = self._lengths[row] + len(token_ids)
+        ids = np.array(token_ids, np.int64).reshape(1, -1)
+        nobody = np.zeros(0, np.int64)
+        self._run(_Inputs(row, ids, np.array([length], np.int32), nobody), self._logits[:0])
+        self._lengths[row] = length
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._slots.copy(self.slots + source, self.slots + target, length)

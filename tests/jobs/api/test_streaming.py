@@ -128,6 +128,16 @@ def test_without_a_single_piece_the_stream_is_whole(client, ledger):
     assert left(ledger) == 0
 
 
+def test_the_end_of_a_filtered_choice_names_its_categories(client, ledger):
+    withheld = answer("Hello", "")
+    found = {"violence": {"filtered": True, "detected": True}}
+    withheld["choices"][1] |= {"finish_reason": "content_filter", "content_filter_results": found}
+    *_, first, second, _ = events(iter(ask(client, ledger, {**STREAMED, "n": 2}, withheld).text.splitlines()))
+    assert "content_filter_results" not in first["choices"][0]
+    assert second["choices"][0]["finish_reason"] == "content_filter"
+    assert second["choices"][0]["content_filter_results"] == found
+
+
 def test_the_usage_comes_last_and_only_where_it_was_asked_for(client, ledger):
     body = {**STREAMED, "stream_options": {"include_usage": True}}
     *chunks, last, _ = events(iter(ask(client, ledger, body, answer("Hello")).text.splitlines()))

@@ -1,8 +1,9 @@
 """Grammars are compiled once, in bounded time, and cost nobody but their sender anything."""
 
-from collections.abc import Callable
-from threading import Event
-from time import monotonic
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Timer
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "four megabytes": ({"description": "x" * 4_000_000}, "too large"),
     "a hundred thousand values": ({"enum": [f"value {n}" for n in range(100_000)]}, "too large"),
     "properties without end": ({"properties": {f"p{n}": {} for n in range(9_000)}}, "not 'required'"),
+    "patterns of names": ({"patternProperties": {f"^{n}x": {} for n in range(101)}}, "more than 100 patterns"),
     "nested a thousand times": (nested(400), "nested too deeply"),
     "nested as deep as Python goes": (nested(5_000), "nested too deeply"),
     "many remainders": ({"type": "integer", "multipleOf": 1_000_003}, "least common multiple"),
@@ -113,6 +115,55 @@ def test_a_large_schema_is_served_in_time(grammars: Grammars, name: str) -> None
     assert monotonic() - began < PATIENCE_SECONDS
 
 
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """Compiling a grammar that speaks of a bomb lasts until this is set, and computes all the time or sleeps."""
+    compile_now, event = Grammars._compile, Event()
+
+    def compile_slowly(grammars: Grammars, text: str) -> grammar.Grammar | str:
+        while "burning bomb" in text and not event.is_set():
+            pass
+        assert "sleeping bomb" not in text or event.wait(60)
+        return compile_now(grammars, text)
+
+    monkeypatch.setattr(Grammars, "_compile", compile_slowly)
+    yield event
+    event.set()
+
+
+def test_what_takes_too_long_to_compile_costs_its_own_line_an_error(
+    grammars: Grammars, held: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 0.1)
+    with pytest.raises(BadRequest, match="'cat': it takes more than 0 seconds to compile"):
+        compiled(grammars, {"const": "burning bomb"})
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 60.0)
+    compiled(grammars, {"const": 1})
+    with pytest.raises(BadRequest, match="to compile"):
+        compiled(grammars, {"const": "burning bomb"})
+    assert not held.is_set()
+
+
+def test_a_machine_that_is_slow_refuses_nothing(
+    grammars: Grammars, held: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock runs only while the grammar is worked on."""
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(grammar, "GLANCE_SECONDS", 0.02)
+    Timer(0.5, held.set).start()
+    assert compiled(grammars, {"const": "sleeping bomb"})
+
+
+def test_who_asks_for_a_grammar_that_is_there_waits_for_no_other(grammars: Grammars, held: Event) -> None:
+    known = compiled(grammars, {"const": 1})
+    with ThreadPoolExecutor(1) as another:
+        bomb = another.submit(compiled, grammars, {"const": "sleeping bomb"})
+        assert compiled(grammars, {"const": 1}) is known
+        assert not bomb.done()
+        held.set()
+        assert bomb.result(PATIENCE_SECONDS)
+
+
 def test_a_grammar_is_compiled_once_while_it_is_used(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "KEPT", 2)
     schemas = [{"const": n} for n in range(3)]
@@ -146,16 +197,67 @@ def test_only_the_tokens_of_the_one_possible_text_are_allowed(grammars: Grammars
     assert written == tokenizer.encode_plain("the whole answer")
 
 
+def test_all_tokens_that_can_only_follow_are_told_at_once(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode_plain("the whole answer")
+    watcher = grammars.compile(grammar_text.of_choice(["the whole answer", "a cat"]), PLACE).watcher()
+    assert watcher.forced() == []
+    for place, token_id in enumerate(whole[:-1]):
+        assert watcher.accept(token_id)
+        assert watcher.forced() == whole[place + 1 :]
+    assert not watcher.accept(whole[-1])
+
+
+def test_what_is_forced_is_spelt_on_from_whatever_was_written(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    watcher = grammars.compile(grammar_text.of_choice(["the whole answer", "a cat"]), PLACE).watcher()
+    [the, whole, *_], [who] = tokenizer.encode_plain("the whole answer"), tokenizer.encode_plain(" who")
+    assert who != whole
+    watcher.accept(the)
+    watcher.accept(who)
+    rest = watcher.forced()
+    assert tokenizer.decode(list(rest)) == "le answer"
+    assert [watcher.accept(token_id) for token_id in rest] == [True] * (len(rest) - 1) + [False]
+
+
+def test_a_hundred_thousand_signs_that_can_only_follow_are_told_in_time(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    """And not again after each of them."""
+    watcher = compiled(grammars, {"const": "ab " * 33_000}).watcher()
+    began = monotonic()
+    for _ in range(1_000):
+        watcher.accept(watcher.forced()[0] if watcher.forced() else int(allowed(watcher)[0]))
+    assert len(watcher.forced()) > 10_000
+    assert monotonic() - began < PATIENCE_SECONDS
+
+
 def test_the_next_mask_is_found_while_the_engine_does_other_work(grammars: Grammars) -> None:
-    """Here the pool is held, so that accepting a token would wait for ever if it waited for the mask."""
     watcher = compiled(grammars, {"type": "object"}).watcher()
-    held = Event()
-    for _ in range(grammars._pool._max_workers):
-        grammars._pool.submit(held.wait)
     assert watcher.accept(int(allowed(watcher)[0]))
-    assert grammars._pool._work_queue.qsize() == 1
-    held.set()
+    deadline = monotonic() + PATIENCE_SECONDS
+    while watcher._next._found is None:
+        assert monotonic() < deadline
+        sleep(0.001)
     assert len(allowed(watcher)) > 1
+
+
+def test_who_needs_a_mask_waits_for_no_thread(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars._lookahead, "_work", lambda: None)
+    watcher = compiled(grammars, {"type": "object"}).watcher()
+    assert watcher.accept(int(allowed(watcher)[0]))
+    assert watcher._next._found is None
+    assert len(allowed(watcher)) > 1
+    assert watcher.accept(int(allowed(watcher)[0]))
+
+
+def test_masks_of_many_choices_are_those_that_each_has_alone(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    shared = compiled(grammars, {"type": "array", "items": {"enum": [10, 20, "a b"]}})
+    crowd = [shared.watcher() for _ in range(60)]
+    alone = shared.watcher()
+    for token_id in tokenizer.encode_plain('[10,20,"a b",'):
+        expected = alone.mask()
+        for watcher in crowd:
+            np.testing.assert_array_equal(watcher.mask(), expected)
+        assert {watcher.accept(token_id) for watcher in [alone, *crowd]} == {True}
 
 
 def test_watchers_of_one_grammar_do_not_see_each_other(grammars: Grammars, tokenizer: Tokenizer) -> None:

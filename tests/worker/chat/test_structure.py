@@ -110,6 +110,13 @@ def test_strict_and_not_strict_schemas_are_served(chat: Chat) -> None:
         assert ask(chat, **more).prompt.watch is not None
 
 
+def test_without_a_schema_any_object_will_do(chat: Chat) -> None:
+    asked = ask(chat, response_format={"type": "json_schema", "json_schema": {"name": "any"}})
+    assert answer(chat, asked, '{"a": [1]}') == '{"a": [1]}'
+    with pytest.raises(Missed):
+        answer(chat, asked, "[1]")
+
+
 # ---- checked ----
 
 
@@ -240,3 +247,26 @@ def test_every_answer_of_a_real_model_that_ends_is_what_was_asked_for(
     completions = engine.submit(asked.prompt).result(PATIENCE_SECONDS)
     choices = json.loads(real.answer(asked, completions, created_at=1).body)["choices"]
     assert "stop" in {choice["finish_reason"] for choice in choices}
+
+
+LONG_KEYS = {
+    "type": "object",
+    "properties": {
+        "the_name_of_the_customer": {"type": "string", "maxLength": 12},
+        "the_total_amount_in_cents": {"type": "integer", "minimum": 0, "maximum": 9999},
+        "has_the_order_been_delivered": {"type": "boolean"},
+    },
+    "required": ["the_name_of_the_customer", "the_total_amount_in_cents", "has_the_order_been_delivered"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_is_the_same_whether_forced_tokens_are_asked_of_the_model_or_not(real: Chat, engine: Engine) -> None:
+    """Who wants log-probabilities has each token asked for."""
+    more = {**schema(LONG_KEYS, strict=True), "n": 4, "max_tokens": 90, "temperature": 1}
+    texts = []
+    for logprobs in (True, False):
+        asked = ask(real, messages=said("An order of Tom's, in JSON."), logprobs=logprobs, **more)
+        completions = engine.submit(asked.prompt).result(PATIENCE_SECONDS)
+        texts.append([(one.token_ids, one.finish_reason, one.output_tokens) for one in completions])
+    assert texts[0] == texts[1]

@@ -377,3 +377,46 @@ def test_a_real_model_is_held_to_the_schema_from_where_it_calls(smollm2: ModelFo
         assert choice["finish_reason"] == "length" or [set(json.loads(given)) for _, given in called(choice)] == [
             {"city"}
         ]
+
+
+def test_a_call_comes_back_with_its_result_and_is_answered(smollm2: ModelFolder, engine: Engine) -> None:
+    """An assistant's turn goes back as it came, with the keys that OpenAI's requests do not know."""
+    messages = said("What is the weather in Paris?")
+    asked = {"tools": TOOLS, "temperature": 0, "max_tokens": 60}
+    [choice] = live(smollm2, engine, messages=messages, tool_choice=NAMED, **asked)
+    [call] = choice["message"]["tool_calls"]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "Sunny, 31 degrees."}
+    [answered] = live(smollm2, engine, messages=[*messages, choice["message"], result], tool_choice="none", **asked)
+    assert answered["message"]["content"]
+    assert "tool_calls" not in answered["message"]
+    before, after = (
+        Chat(smollm2, context_tokens=1024, fingerprint="fp").prompt(
+            body(messages=turns, tools=TOOLS), seed_text="live", created=CREATED
+        )
+        for turns in (messages, [*messages, choice["message"], result])
+    )
+    text = smollm2.tokenizer().decode(list(after.prompt.token_ids)[len(before.prompt.token_ids) - 4 :])
+    assert "get_weather" in text
+    assert call["function"]["arguments"] in text
+    assert "Sunny, 31 degrees." in text
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_real_model_calls_only_what_it_may_and_as_often(smollm2: ModelFolder, engine: Engine, parallel: bool) -> None:
+    """`required` of one of two functions: the grammar knows no other."""
+    only = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
+    found = live(
+        smollm2,
+        engine,
+        messages=said("What is the weather in Paris, and the time there and in Rome?"),
+        tools=TOOLS,
+        tool_choice={"type": "allowed_tools", "allowed_tools": only},
+        parallel_tool_calls=parallel,
+        max_tokens=90,
+        temperature=1,
+        n=4,
+    )
+    calls = [called(choice) for choice in found if choice["finish_reason"] == "tool_calls"]
+    assert calls
+    assert {name for made in calls for name, _ in made} == {"now"}
+    assert parallel or {len(made) for made in calls} == {1}

@@ -26,6 +26,8 @@ def walk(watcher: Watcher, tokenizer: Tokenizer, random: Random, *, tokens_max: 
     ids: list[int] = []
     for _ in range(tokens_max):
         found = allowed(watcher)
+        if forced := watcher.forced():
+            assert found.tolist() == [forced[0]], "what is told to be forced is not the only way on"
         closers = [index for index in closing if index in found]
         index = int(random.choice(closers if len(closers) and random.random() < CLOSING_SHARE else found))
         if index in tokenizer.eos_token_ids:

@@ -1,7 +1,7 @@
 """A runner without a model. Its KV cache is a list of token ids a row, so a wrong row shows in the text."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from threading import Event
 
 import numpy as np
@@ -31,7 +31,7 @@ class FakeRunner:
     """Greedy answers follow the script. `gate` holds steps back until it is set; step `crash_at` raises.
 
     With `pages` it holds so many pages of `page_tokens`; without, as many as its slots can need. A step of more
-    than `step_tokens` tokens finds no memory.
+    than `step_tokens` tokens finds no memory. With `feeds_from`, rows are fed that many tokens and more ahead.
     """
 
     vocabulary = VOCABULARY
@@ -49,6 +49,7 @@ class FakeRunner:
         page_tokens: int = 4,
         pages: int | None = None,
         step_tokens: int = 10**9,
+        feeds_from: int | None = None,
     ) -> None:
         self.slots = slots
         self.stages = stages
@@ -61,11 +62,14 @@ class FakeRunner:
         self.began = Event()
         self.steps: list[tuple[int, int]] = []
         """Of each step the tokens of prompts and the rows."""
+        self.read = 0
+        """Rows of logits that were handed out."""
         self.fullest = 0
         self.is_closed = False
         self._script = script
         self._crash_at = crash_at
         self._step_tokens = step_tokens
+        self._feeds_from = feeds_from
         self._pages = pages or slots * -(-context_tokens // page_tokens)
         self._staged: list[list[int]] = [[] for _ in range(stages)]
         self._rows: list[list[int]] = []
@@ -74,7 +78,7 @@ class FakeRunner:
     def free_tokens(self) -> int:
         return (self._pages - sum(map(self._pages_of, self._rows))) * self.page_tokens
 
-    def step(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Logits:
+    def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
         self.began.set()
         assert self.gate.wait(timeout=30), "the test forgot to open the gate"
         if len(self.steps) == self._crash_at:
@@ -96,12 +100,24 @@ class FakeRunner:
             staged[span.start :] = span.token_ids.tolist()
             if span.ends_prompt:
                 texts.append(staged)
-        for row, token_id in zip(self._rows, token_ids, strict=False):
+        for number, (row, token_id) in enumerate(zip(self._rows, token_ids, strict=False)):
             row.append(token_id)
             assert len(row) <= self.context_tokens
-            texts.append(row)
+            if number not in unread:
+                texts.append(row)
         assert self.free_tokens >= 0, "more pages taken than there are"
+        self.read += len(texts)
         return self._logits(texts)
+
+    def feeds(self, tokens: int) -> bool:
+        return self._feeds_from is not None and tokens >= self._feeds_from
+
+    def feed(self, row: int, token_ids: Sequence[int]) -> None:
+        assert self.feeds(len(token_ids))
+        if len(token_ids) > self._step_tokens:
+            raise OutOfMemory("scripted")
+        self._rows[row] += token_ids
+        assert self.free_tokens >= 0, "more pages taken than there are"
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert source != target

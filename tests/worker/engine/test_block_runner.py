@@ -103,6 +103,24 @@ def test_a_row_is_written_bit_for_bit_alike_alone_and_in_a_crowd_that_comes_and_
         assert np.array_equal(logits[row + len(spans)], alone[step]), step
 
 
+def test_logits_that_nobody_reads_change_no_bit_of_the_others(runner: BlockRunner) -> None:
+    def crowd() -> None:
+        for row, length in enumerate([20, 65, 7]):
+            compute(runner, text(length), [length])
+            assert runner.place(0, length) == row
+
+    crowd()
+    read = [runner.step([], [step] * 3).copy() for step in range(4)]
+    for _ in range(3):
+        runner.remove(0)
+    crowd()
+    assert np.array_equal(runner.step([], [0] * 3, unread={1}), read[0][[0, 2]])
+    assert runner.step([], [1] * 3, unread={0, 1, 2}).shape == (0, runner.vocabulary)
+    assert np.array_equal(runner.step([], [2] * 3, unread={0}), read[2][1:])
+    span = Span(0, 0, text(9), ends_prompt=True)
+    assert np.array_equal(runner.step([span], [3] * 3, unread={0, 2})[1:], read[3][[1]])
+
+
 def test_prompts_side_by_side_are_computed_bit_for_bit_as_alone(runner: BlockRunner) -> None:
     prompts = [text(length) for length in (1, 63, 130, 301)]
     alone = [compute(runner, prompt, [len(prompt)]) for prompt in prompts]

@@ -70,6 +70,9 @@ class Watching:
         self._maybe_raise("accept")
         return len(self.seen) < self._tokens
 
+    def forced(self) -> Sequence[int]:
+        return ()
+
     def finish(self) -> None:
         self.finishes += 1
         self._maybe_raise("finish")

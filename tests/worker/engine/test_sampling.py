@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -146,21 +146,66 @@ def test_a_greedy_row_takes_the_most_likely_token_whatever_the_noise(wanted: Sam
     assert tokens.tolist() == logits.argmax(axis=1).tolist()
 
 
+def _mask_of(token_ids: Collection[int], words: int = -(-VOCABULARY // 32)) -> sampling.Mask:
+    bits = np.zeros(32 * words, np.uint8)
+    bits[list(token_ids)] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
 @pytest.mark.parametrize("wanted", CASES.values(), ids=CASES.keys())
-def test_the_only_allowed_token_is_always_drawn(wanted: Sampling) -> None:
-    logits = _logits(rows=20)
-    for row in logits:
-        mask = np.zeros(-(-VOCABULARY // 32), np.uint32)
-        mask[577 // 32] = 1 << (577 % 32)
-        sampling.allow_only(row, mask)
-    assert sampling.sample(logits, [Draw(wanted, 0, p) for p in range(20)]).tolist() == [577] * 20
+@pytest.mark.parametrize("token_ids", [[577], [3, 31, 32, 577, VOCABULARY - 1], range(0, VOCABULARY, 2)])
+def test_only_allowed_tokens_are_drawn_as_if_there_were_no_others(
+    wanted: Sampling, token_ids: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "FEW", 100)
+    logits, count = _logits(), 4_000
+    masked = np.full(VOCABULARY, -np.inf, np.float32)
+    masked[list(token_ids)] = logits[0, list(token_ids)]
+    expected = _reference(masked, wanted) * count
+    ids = sampling.allow(logits[0], _mask_of(token_ids))
+    assert (ids is None) == (len(token_ids) > 100)
+    draws = [Draw(wanted, 0, position) for position in range(count)]
+    repeated = np.repeat(logits, count, axis=0)
+    found = sampling.sample(repeated, draws, {} if ids is None else dict.fromkeys(range(count), ids))
+    counts = np.bincount(found, minlength=VOCABULARY)
+    assert not counts[expected == 0].any()
+    assert (np.abs(counts - expected) < 6 * np.sqrt(expected + 1)).all()
 
 
-def test_tokens_past_the_end_of_a_mask_are_not_allowed() -> None:
-    logits = _logits()
-    sampling.allow_only(logits[0], np.array([0xFFFFFFFF], np.uint32))
-    assert np.isfinite(logits[0, :32]).all()
-    assert not np.isfinite(logits[0, 32:]).any()
+@given(st.integers(1, 40), st.integers(0, 2**32), st.sampled_from([0.0, 0.001, 0.3, 0.5, 0.999, 1.0]))
+def test_of_a_row_is_left_what_its_mask_allows(words: int, seed: int, share: float) -> None:
+    """Masks are shorter and longer than the vocabulary."""
+    random = np.random.default_rng(seed)
+    bits = random.random(32 * words) < share
+    [logits] = _logits()
+    before = logits.copy()
+    is_allowed = np.zeros(VOCABULARY, bool)
+    is_allowed[: min(VOCABULARY, len(bits))] = bits[:VOCABULARY]
+    ids = sampling.allow(logits, _mask_of(np.flatnonzero(bits).tolist(), words))
+    if ids is None:
+        np.testing.assert_array_equal(logits, np.where(is_allowed, before, -np.inf))
+    else:
+        np.testing.assert_array_equal(ids, np.flatnonzero(is_allowed))
+        np.testing.assert_array_equal(logits, before)
+
+
+def test_of_equally_likely_tokens_that_are_allowed_the_lowest_is_taken() -> None:
+    logits = np.zeros((1, VOCABULARY), np.float32)
+    ids = sampling.allow(logits[0], _mask_of([500, 7, 40]))
+    assert ids is not None
+    assert sampling.sample(logits, [Draw(Sampling(seed=1, temperature=0), 0, 0)], {0: ids}).tolist() == [7]
+
+
+@pytest.mark.parametrize("damage", [-np.inf, np.nan])
+def test_where_no_allowed_token_can_be_drawn_none_is(damage: float) -> None:
+    logits = _logits(rows=2)
+    logits[:, :10] = damage
+    few = sampling.allow(logits[0], _mask_of(range(10)))
+    nothing = sampling.allow(logits[1], _mask_of([]))
+    assert few is not None
+    assert nothing is not None
+    draws = [Draw(Sampling(seed=1), 0, position) for position in range(2)]
+    assert sampling.sample(logits, draws, {0: few, 1: nothing}).tolist() == [NO_TOKEN, NO_TOKEN]
 
 
 @pytest.mark.parametrize("wanted", [Sampling(seed=1), Sampling(seed=1, temperature=0)])

@@ -38,6 +38,10 @@ class FromBeginning:
         self._beginning.take(self._token_bytes[token_id])
         return self._enter() if self._beginning.has_come else True
 
+    def forced(self) -> Sequence[int]:
+        """What is forced of a call."""
+        return self._call.forced() if self._call else ()
+
     def finish(self) -> None:
         """It is over for the call too."""
         if self._call is not None:
@@ -84,6 +88,10 @@ class EitherGrammar:
             raise NothingToSample("neither grammar can go on")
         self._fitting = fitting
         return going_on
+
+    def forced(self) -> Sequence[int]:
+        """What is forced where only one still fits."""
+        return self._fitting[0].forced() if len(self._fitting) == 1 else ()
 
     def finish(self) -> None:
         """It is over for those that still fit."""
