@@ -146,8 +146,9 @@ class Pump:
         self._takers.shutdown()
 
     def drain(self) -> None:
-        """Lease nothing more; what is begun may finish for the drain's time, and is then given back."""
-        self._drain_until = monotonic() + self._settings.drain_seconds
+        """Lease nothing more; what is begun may finish for the drain's time and is then given back. Once is enough."""
+        if self._drain_until is None:
+            self._drain_until = monotonic() + self._settings.drain_seconds
         self._look.set()
 
     def held(self) -> set[tuple[int, int, int]]:
