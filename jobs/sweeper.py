@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import batches, database, direct, files, leases, poison, retention, uploads, workers
+from jobs import batches, database, direct, files, leases, outages, poison, retention, uploads, workers
 from jobs.hints import Hints
 from jobs.settings import Settings
 from jobs.states import BatchState
@@ -79,9 +79,14 @@ class Sweeper:
                     logger.warning("sweep failed", extra={"duty": duty.name, "reason": str(error)})
 
     def _sweep_leases(self, connection: Connection) -> None:
-        if ended := poison.isolate(connection, silent_seconds=self._settings.lease_seconds):
+        lease_seconds, sweep_seconds = self._settings.lease_seconds, self._settings.sweep_seconds
+        if forgiven := outages.forgive(
+            connection, unwatched_seconds=lease_seconds / 2 + 2 * sweep_seconds, silent_seconds=lease_seconds
+        ):
+            logger.warning("nobody had been heard for a while", extra={"workers": forgiven})
+        if ended := poison.isolate(connection, silent_seconds=lease_seconds):
             logger.error("lines given up that end their workers", extra={"batches": ended})
-        if lost := leases.sweep(connection, silent_seconds=self._settings.lease_seconds):
+        if lost := leases.sweep(connection, silent_seconds=lease_seconds):
             logger.warning("leases taken back", extra={"batches": lost})
 
     def _clear(self, connection: Connection) -> None:

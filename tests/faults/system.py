@@ -53,11 +53,16 @@ class System:
     def socket(self) -> Path:
         return self.folder / "api.sock"
 
-    def start(self, kind: str, *, dies_at: Point | None = None, arrival: int = 1) -> BaseProcess:
-        """A new `io`, `model` or `api` process, which dies when it gets to a point for the nth time."""
+    def start(
+        self, kind: str, *, dies_at: Point | None = None, arrival: int = 1, database_url: str = ""
+    ) -> BaseProcess:
+        """A new `io`, `model` or `api` process, which dies when it gets to a point for the nth time.
+
+        It finds Postgres at `database_url`, where that is not where all find it.
+        """
         environment = {
             **self.patience,
-            "DATABASE_URL": self.addresses.database_url,
+            "DATABASE_URL": database_url or self.addresses.database_url,
             "BROKER_URL": self.broker_url or self.addresses.broker_url,
             "GRISTMILL_DATA_DIR": str(self.folder),
             worker.SOCKET: str(self.socket),

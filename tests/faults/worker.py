@@ -2,13 +2,15 @@
 
 The engine answers at once. A prompt with the word DIE ends its process as a fault in native code would; with NAP the
 whole process stops before the answer, as on a machine that swaps, until it is told to go on; one with HANG is never
-answered, and while it waits the engine shows no progress. All else is the product's own.
+answered, and while it waits the engine shows no progress; one with SLOW takes a moment, and four are computed at once.
+All else is the product's own.
 """
 
 import os
 import signal
+import time
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -28,6 +30,7 @@ from worker.model import ModelFolder
 ANSWER = (70, 71)
 MODEL = "tiny"
 SOCKET = "GM_TEST_SOCKET"
+SLOW_SECONDS = 0.05
 
 
 class ScriptedEngine(FakeEngine):
@@ -38,6 +41,7 @@ class ScriptedEngine(FakeEngine):
     def __init__(self, folder: ModelFolder) -> None:
         self._tokenizer = folder.tokenizer()
         self.progress = Progress(beat_at=monotonic())
+        self._slow = ThreadPoolExecutor(4)
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """A future that is answered already, or never will be."""
@@ -49,7 +53,13 @@ class ScriptedEngine(FakeEngine):
         if "HANG" in said:
             self.progress = replace(self.progress, running=1)
             return Future()
+        if "SLOW" in said:
+            return self._slow.submit(self._answer_late, prompt)
         return super().submit(prompt)
+
+    def _answer_late(self, prompt: Prompt) -> list[Completion]:
+        time.sleep(SLOW_SECONDS)
+        return super().submit(prompt).result()
 
 
 def load(folder: ModelFolder, _settings: EngineSettings | None = None) -> ScriptedEngine:
