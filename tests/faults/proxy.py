@@ -22,8 +22,9 @@ class Network:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / SOCKET))
         self._listener.listen(64)
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self.heal()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads[0].start()
 
     def hold(self, *, there: bool = True, back: bool = True) -> None:
         """From now on nothing arrives, and nobody is told: half open, if only one way."""
@@ -40,32 +41,39 @@ class Network:
     def cut(self) -> None:
         """Every connection breaks; what was held back is lost."""
         with self._lock:
-            lines, self._lines = self._lines, set()
-        for line in lines:
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
+            for line in self._lines:
+                _shut(line)
         self.heal()
 
     def close(self) -> None:
-        self._listener.close()
+        """End it, with all connections."""
+        _shut(self._listener)
         self.cut()
+        for thread in self._threads:
+            thread.join()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            server = socket.socket(socket.AF_UNIX)
-            try:
-                server.connect(str(self._server))
-            except OSError:
-                client.close()
-                continue
+        with self._listener:
+            while True:
+                try:
+                    client, _ = self._listener.accept()
+                except OSError:
+                    return  # closed
+                self._threads.append(threading.Thread(target=self._connect, args=(client,), daemon=True))
+                self._threads[-1].start()
+
+    def _connect(self, client: socket.socket) -> None:
+        """Serve one connection to its end."""
+        with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
+            server.connect(str(self._server))
             with self._lock:
                 self._lines |= {client, server}
-            for source, target, gate in ((client, server, self._there), (server, client, self._back)):
-                threading.Thread(target=self._carry, args=(source, target, gate), daemon=True).start()
+            back = threading.Thread(target=self._carry, args=(server, client, self._back), daemon=True)
+            back.start()
+            self._carry(client, server, self._there)
+            back.join()
+            with self._lock:
+                self._lines -= {client, server}
 
     def _carry(self, source: socket.socket, target: socket.socket, gate: threading.Event) -> None:
         with contextlib.suppress(OSError):
@@ -73,7 +81,9 @@ class Network:
                 gate.wait()
                 target.sendall(said)
         for line in (source, target):
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-        with self._lock:
-            self._lines -= {source, target}
+            _shut(line)
+
+
+def _shut(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)

@@ -4,7 +4,7 @@
 
 An API, two io workers and three model workers run on servers of their own; five clients order batches, wait for them
 and count what they get. Every few seconds, also while another has not passed, something happens: a worker is killed,
-or stopped beyond its lease, or cut off from Postgres, both ways or one; Postgres or Valkey is killed, the latter with all
+or stopped beyond its lease, or cut off from Postgres, both ways or one; Postgres or Valkey is killed, the last with all
 it held; a batch is cancelled or expires. Times are a tenth of an installation's: a lease is 6 seconds, not 60.
 Ends with status 1 where a promise was broken.
 """
