@@ -121,6 +121,7 @@ class Pump:
         self._filter = content_filter
         self._lines_max = max(3 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._works: dict[tuple[int, int, int], Work] = {}
+        self._shares = fairness.Shares()
         self._lock = threading.Lock()
         self._leasing = threading.Lock()
         self._look = threading.Event()
@@ -193,7 +194,7 @@ class Pump:
         """The next chunks of one batch. A suspect waits until nothing else is answered."""
 
         def claim(connection: sqlalchemy.Connection) -> list[Lease]:
-            best = fairness.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
+            best = self._shares.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
             if best is None or (best.crashes >= poison.SUSPECT_CRASHES and self._works):
                 return []
             claimed = leases.claim(
@@ -203,6 +204,7 @@ class Pump:
                 chunks=1 if best.crashes else chunks,
                 deadline_seconds=self._settings.lease_seconds,
             )
+            self._shares.charge(best, sum(len(lease.line_numbers) for lease in claimed))
             suspects = [lease for lease in claimed if poison.is_suspect(lease)]
             if not suspects or (len(claimed) == 1 and not self._works):
                 return claimed

@@ -47,6 +47,7 @@ class System:
     folder: Path
     broker_url: str = ""
     patience: dict[str, str] = field(default_factory=lambda: dict(PATIENCE))
+    deadline_seconds: float = DEADLINE_SECONDS
     processes: list[BaseProcess] = field(default_factory=list)
 
     @property
@@ -56,9 +57,8 @@ class System:
     def start(
         self, kind: str, *, dies_at: Point | None = None, arrival: int = 1, database_url: str = ""
     ) -> BaseProcess:
-        """A new `io`, `model` or `api` process, which dies when it gets to a point for the nth time.
-
-        It finds Postgres at `database_url`, where that is not where all find it.
+        """A new process: `io`, `model`, `api` or the name of a real model; it dies when it gets to a point for the
+        nth time, and finds Postgres at `database_url` where that is not where all find it.
         """
         environment = {
             **self.patience,
@@ -107,7 +107,7 @@ class System:
         return making.fetch(self.ledger, batch)
 
     def until(self, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + self.deadline_seconds
         while not is_so():
             assert time.monotonic() < deadline, f"{self.said('io')[-3000:]}\n{self.said('model')[-3000:]}"
             time.sleep(POLL_SECONDS)
