@@ -22,7 +22,7 @@ def save(database_url: str, target: Path) -> int:
     """Write everything into `target`, which appears when it is whole; its size in bytes."""
     draft = target.with_name(f".{target.name}.draft")
     try:
-        _run("pg_dump", database_url, "--format=custom", "--no-owner", "--no-acl", f"--file={draft}")
+        _run("pg_dump", "--format=custom", "--no-owner", "--no-acl", f"--file={draft}", database_url=database_url)
         draft.chmod(0o600)  # it holds prompts, answers and the digests of keys
         with draft.open("rb") as written:
             os.fsync(written.fileno())
@@ -35,8 +35,9 @@ def save(database_url: str, target: Path) -> int:
 def bring_back(database_url: str, source: Path) -> None:
     """Fill an empty database with what `source` holds, all or nothing, and bring it up to this version.
 
-    Fault where the database has batches or files: a backup replaces nothing.
+    Fault where the database has batches or files, as a backup replaces nothing, or `source` is none of ours.
     """
+    _run("pg_restore", "--list", str(source))
     engine = database.connect(database_url, connections=2)
     try:
         with engine.begin() as connection:
@@ -45,7 +46,7 @@ def bring_back(database_url: str, source: Path) -> None:
             connection.execute(text("DROP SCHEMA public CASCADE"))
             connection.execute(text("CREATE SCHEMA public"))
         arguments = ("--no-owner", "--no-acl", "--single-transaction", "--exit-on-error")
-        _run("pg_restore", database_url, *arguments, str(source))
+        _run("pg_restore", *arguments, str(source), database_url=database_url)
         migrate.upgrade(database_url)
         with engine.begin() as connection:
             _free(connection)
@@ -74,16 +75,12 @@ def _free(connection: Connection) -> None:
     connection.execute(text("UPDATE batch SET owner = NULL, epoch = epoch + 1 WHERE owner IS NOT NULL"))
 
 
-def _run(name: str, database_url: str, *arguments: str) -> None:
-    """Run a program of Postgres on a database; Fault with its own words where it fails."""
-    url = sqlalchemy.make_url(database_url).set(drivername="postgresql")
-    known = conninfo.conninfo_to_dict(url.render_as_string(hide_password=False))
-    password = known.pop("password", None)
-    environment = {"PATH": os.defpath, "LC_ALL": "C"} | ({"PGPASSWORD": str(password)} if password else {})
-    where = conninfo.make_conninfo("", **known)  # without the password: everyone may read a command line
+def _run(name: str, *arguments: str, database_url: str | None = None) -> None:
+    """Run a program of Postgres, on a database if one is named; Fault with its own words where it fails."""
+    where, password = _apart(database_url) if database_url else ([], None)
     done = subprocess.run(
-        [_program(name), f"--dbname={where}", *arguments],
-        env=environment,
+        [_program(name), *where, *arguments],
+        env={"PATH": os.defpath, "LC_ALL": "C"} | ({"PGPASSWORD": password} if password else {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -91,6 +88,14 @@ def _run(name: str, database_url: str, *arguments: str) -> None:
     )
     if done.returncode != 0:
         raise Fault(f"{name} failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[0]}")
+
+
+def _apart(database_url: str) -> tuple[list[str], str | None]:
+    """The option that names a database, and its password, which has no place in a command line that all may read."""
+    url = sqlalchemy.make_url(database_url).set(drivername="postgresql")
+    known = conninfo.conninfo_to_dict(url.render_as_string(hide_password=False))
+    password = known.pop("password", None)
+    return [f"--dbname={conninfo.make_conninfo('', **known)}"], None if password is None else str(password)
 
 
 def _program(name: str) -> str:

@@ -163,7 +163,10 @@ class Process:
             thread.join(self.settings.drain_seconds + 10)
         finish()  # nothing is begun any more, and what was begun needs the ledger
         sweeper.stop()
-        database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
+        try:
+            database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
+        except sqlalchemy.exc.SQLAlchemyError as error:  # what we held runs out by itself
+            logger.warning("database out of reach", extra={"doing": "farewell", "reason": str(error)})
         if self.publisher is not None:
             self.publisher.close()
         self.hints.close()

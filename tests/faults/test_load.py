@@ -10,7 +10,7 @@ from jobs.states import BatchState
 from tests.faults.system import LENGTH, System
 from tests.jobs import making
 
-SIZES = [5_000] if LENGTH == 1 else [50_000, 1_000_000]
+SIZES = [2_000] if LENGTH == 1 else [50_000, 1_000_000]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -15,7 +15,7 @@ from tests.jobs import making
 from worker.model import ModelFolder
 
 MODEL = "smollm2-135m"
-LINES = 24
+LINES = 12
 PATIENCE = {
     "GRISTMILL_WATCHDOG_SECONDS": "120",
     "GRISTMILL_LEASE_SECONDS": "4",
@@ -41,7 +41,7 @@ def test_a_real_model_answers_each_line_once_whatever_fails(
     database.run(system.ledger, lambda c: models.register(c, [MODEL]))
     batch = making.ingest(
         system.ledger,
-        [making.line(f"r{n}", model=MODEL, content=f"Tell me about {n}.", max_tokens=8 + n) for n in range(LINES)],
+        [making.line(f"r{n}", model=MODEL, content=f"Tell me about {n}.", max_tokens=4 + n) for n in range(LINES)],
     )
     system.start("io")
     victim = system.start(MODEL)
