@@ -4,15 +4,16 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from gristmill.embedded import Addresses
-from jobs import audit
+from gristmill.embedded import Addresses, EmbeddedServers
+from jobs import audit, database, keys, migrate, models
 from jobs.batches import Batch
 from jobs.failpoints import VARIABLE, Point
 from jobs.settings import Settings
@@ -115,3 +116,20 @@ class System:
     def faults(self) -> list[str]:
         """What the judge finds."""
         return list(audit.faults(self.ledger, Settings()))
+
+
+@contextmanager
+def on_servers_of_its_own(data: Path, folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
+    """A system on servers in `data` that may be killed, with the models and logs in `folder`."""
+    with EmbeddedServers(data, say=lambda _: None) as servers:
+        migrate.upgrade(servers.addresses.database_url)
+        ledger = database.connect(servers.addresses.database_url, connections=4)
+        with ledger.begin() as connection:
+            keys.ensure_project(connection, keys.DEFAULT_PROJECT)
+            models.register(connection, [worker.MODEL])
+        system = System(ledger, servers.addresses, folder)
+        try:
+            yield system, servers
+        finally:
+            system.kill_all()
+            ledger.dispose()

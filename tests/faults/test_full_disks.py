@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from gristmill.embedded import EmbeddedServers
-from jobs import database, keys, migrate, models
 from jobs.batches import Batch
 from jobs.states import TERMINAL, BatchState
-from tests.faults.system import System
+from tests.faults.system import System, on_servers_of_its_own
 from tests.faults.test_crashes import LINES, client, finalizing, in_progress, validating
 from tests.faults.test_servers import answered
-from tests.faults.worker import MODEL
 from tests.gristmill.embedded.conftest import open_folder, remove
 from tests.jobs import making
 
@@ -109,32 +106,23 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_postgres_on_a_disk_that_is_really_full_loses_nothing(small_disk: Path, model_folder: Path) -> None:
-    with EmbeddedServers(small_disk / "data", say=print) as servers:
-        migrate.upgrade(servers.addresses.database_url)
-        ledger = database.connect(servers.addresses.database_url, connections=4)
-        with ledger.begin() as connection:
-            keys.ensure_project(connection, keys.DEFAULT_PROJECT)
-            models.register(connection, [MODEL])
-        system = System(ledger, servers.addresses, model_folder)
-        try:
-            batch = making.ingest(ledger, [making.line(f"r{n}", content=f"SLOW {n}") for n in range(400)])
-            system.start_all()
-            system.until(lambda: answered(ledger) > 0)
-            with (small_disk / "ballast").open("wb") as ballast:
-                fill_up(ballast.fileno())
-            system.until(lambda: "answers wait for the database" in system.said("model"))
-            (small_disk / "ballast").unlink()
+    with on_servers_of_its_own(small_disk / "data", model_folder) as (system, servers):
+        lines = [making.line(f"r{n}", content=f"SLOW {n}") for n in range(400)]
+        batch = making.ingest(system.ledger, lines)
+        system.start_all()
+        system.until(lambda: answered(system.ledger) > 0)
+        with (small_disk / "ballast").open("wb") as ballast:
+            fill_up(ballast.fileno())
+        system.until(lambda: "answers wait for the database" in system.said("model"))
+        (small_disk / "ballast").unlink()
 
-            def has_ended() -> bool:
-                servers.check()  # a Postgres that has no room for its log stops
-                return answered(ledger) == 400
+        def has_all() -> bool:
+            servers.check()  # a Postgres that has no room for its log stops
+            return answered(system.ledger) == len(lines)
 
-            system.until(has_ended)
-            assert system.until_ended(batch).completed == 400
-            assert system.faults() == []
-        finally:
-            system.kill_all()
-            ledger.dispose()
+        system.until(has_all)
+        assert system.until_ended(batch).completed == len(lines)
+        assert system.faults() == []
 
 
 def fill_up(file: int) -> None:

@@ -10,7 +10,7 @@ from gristmill.embedded import EmbeddedServers
 from jobs import database, models
 from jobs.states import BatchState
 from tests.faults.system import LENGTH, System
-from tests.faults.test_servers import answered, home, own, signal_to  # noqa: F401  fixtures among them
+from tests.faults.test_servers import answered, signal_to
 from tests.jobs import making
 from worker.model import ModelFolder
 
@@ -28,10 +28,7 @@ FAULTS = ("a worker sleeps past its lease", "postgres", "valkey", "a worker is k
 
 @pytest.mark.parametrize("fault", FAULTS[: 1 if LENGTH == 1 else None])
 def test_a_real_model_answers_each_line_once_whatever_fails(
-    own: tuple[System, EmbeddedServers],  # noqa: F811
-    home: Path,  # noqa: F811
-    smollm2: ModelFolder,
-    fault: str,
+    own: tuple[System, EmbeddedServers], home: Path, smollm2: ModelFolder, fault: str
 ) -> None:
     system, servers = own
     system.folder = home.parent

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,40 +10,15 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from gristmill.embedded import EmbeddedServers
-from jobs import database, keys, migrate, models
 from jobs.contract.batch import ENDPOINT
 from jobs.states import BatchState
 from tests.faults.system import LENGTH, System
 from tests.faults.test_crashes import client
-from tests.faults.worker import MODEL
-from tests.gristmill.embedded.conftest import open_folder, remove
 from tests.jobs import making
 
 KILLS = {"postgres": 2, "valkey": 4} if LENGTH == 1 else {"postgres": 12, "valkey": 12}
 LINES = 300
 LEASE_SECONDS = 6
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    place = open_folder()
-    yield place / "data"
-    remove(place)
-
-
-@pytest.fixture
-def own(home: Path, model_folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
-    """A system on servers of its own, which may be killed."""
-    with EmbeddedServers(home, say=lambda _: None) as servers:
-        migrate.upgrade(servers.addresses.database_url)
-        ledger = database.connect(servers.addresses.database_url, connections=4)
-        with ledger.begin() as connection:
-            keys.ensure_project(connection, keys.DEFAULT_PROJECT)
-            models.register(connection, [MODEL])
-        system = System(ledger, servers.addresses, model_folder)
-        yield system, servers
-        system.kill_all()
-        ledger.dispose()
 
 
 def signal_to(home: Path, server: str, number: signal.Signals) -> None:
