@@ -28,8 +28,12 @@ demo: install ## answer 24 varied requests on this machine
 test: lint ## lint, then run every test
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-chaos: install ## the tests of faults, much longer
+chaos: install ## the tests of faults, much longer, and the soak
 	@CHAOS=$${CHAOS:-40} $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
+	@$(MAKE) --no-print-directory soak
+
+soak: install ## half an hour of load while everything fails at random; SOAK="--minutes 5 --seed 7"
+	@$(BIN)/python -m tests.faults.soak $(SOAK)
 
 schemas: install ## 500 generated schemas, each answered by a real model
 	@SCHEMAS=$${SCHEMAS:-500} $(BIN)/python -m pytest --timeout=7200 -s tests/worker/chat/test_generated_schemas.py
@@ -57,4 +61,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test chaos schemas lint bench bench-system lock clean
+.PHONY: help install demo test chaos soak schemas lint bench bench-system lock clean

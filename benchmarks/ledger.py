@@ -1,7 +1,7 @@
 """What the ledger costs without a model: real Postgres, Valkey, API and workers, and an engine that answers at once.
 
     python -m benchmarks.ledger                    50,000 lines, 1,000,000 lines, and an upload of 200 MB
-    python -m benchmarks.ledger --lines 50000
+    python -m benchmarks.ledger --lines 50000 --workers 2
 
 Prints the table of docs/performance.md. The servers are of its own, in a folder that is removed.
 """
@@ -45,6 +45,7 @@ class System:
     key: str
     processes: dict[str, int]
     postmaster: int
+    ledger: Engine
 
     @property
     def url(self) -> str:
@@ -131,6 +132,9 @@ def batch_of(system: System, path: Path, lines: int) -> None:
     download(system, batch["output_file_id"], lines)
     seconds = time.perf_counter() - began
     print(f"\n{lines:,} lines, upload to downloaded result: {seconds:.1f} s ({lines / seconds:,.0f} lines/s)")
+    answering = answering_seconds(system, batch_id)
+    print(f"  from the first chunk that could be claimed to the last result committed: {answering:.1f} s", end="")
+    print(f" ({lines / answering:,.0f} results/s)")
     print(
         f"  validated {batch['in_progress_at'] - batch['created_at']} s, answered "
         f"{batch['finalizing_at'] - batch['in_progress_at']} s, written "
@@ -143,6 +147,12 @@ def batch_of(system: System, path: Path, lines: int) -> None:
     latency = poll.latency
     shares = ", ".join(f"p{share:g} {latency.at(share / 100):.1f} ms" for share in (50, 95, 99))
     print(f"  GET of the batch, {len(latency.samples)} times: {shares}, max {max(latency.samples):.1f} ms")
+
+
+def answering_seconds(system: System, batch_id: str) -> float:
+    """From the commit that made a batch's chunks to the one behind that of its last result; the database's clock."""
+    query = text("SELECT extract(epoch FROM finalizing_at - in_progress_at) FROM batch WHERE public_id = :id")
+    return float(database.run(system.ledger, lambda c: c.execute(query, {"id": batch_id}).scalar_one()))
 
 
 def wait_for_end(poll: Poll) -> dict[str, object]:
@@ -158,7 +168,7 @@ def wait_for_end(poll: Poll) -> dict[str, object]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[System]:
+def running(folder: Path, workers: int) -> Iterator[System]:
     """A whole Gristmill in an empty folder."""
     (folder / "models").symlink_to(MODELS_DIR)
     with EmbeddedServers(folder, say=print) as servers:
@@ -168,16 +178,16 @@ def running(folder: Path) -> Iterator[System]:
         key = database.run(ledger, partial(keys.create, name="benchmark"))
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        with programs(addresses, folder, port) as started:
-            system = System("127.0.0.1", port, key, started, postmaster(ledger))
+        with programs(addresses, folder, port, workers) as started:
+            system = System("127.0.0.1", port, key, started, postmaster(ledger), ledger)
             wait_until_ready(system, ledger)
             yield system
         ledger.dispose()
 
 
 @contextmanager
-def programs(addresses: Addresses, folder: Path, port: int) -> Iterator[dict[str, int]]:
-    """The API, the io worker and the worker with the fake engine; their process ids by name."""
+def programs(addresses: Addresses, folder: Path, port: int, workers: int) -> Iterator[dict[str, int]]:
+    """The API, the io worker and the workers with the fake engine; their process ids by name."""
     environment = os.environ | {
         "DATABASE_URL": addresses.database_url,
         "BROKER_URL": addresses.broker_url,
@@ -188,8 +198,9 @@ def programs(addresses: Addresses, folder: Path, port: int) -> Iterator[dict[str
     commands = {
         "API": [*command, "api", "--port", str(port)],
         "io worker": [*command, "worker", "--io"],
-        "model worker": [sys.executable, "-m", "benchmarks.fake_worker", MODEL],
     }
+    for number in range(1, workers + 1):
+        commands[f"model worker {number}"] = [sys.executable, "-m", "benchmarks.fake_worker", MODEL]
     started = {name: subprocess.Popen(arguments, env=environment) for name, arguments in commands.items()}
     try:
         yield {name: process.pid for name, process in started.items()}
@@ -225,13 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, nargs="*", default=[50_000, 1_000_000], help="sizes of the batches")
     parser.add_argument("--upload-mb", type=int, default=200, help="size of the upload; 0 for none")
+    parser.add_argument("--workers", type=int, default=1, help="model workers, a process each")
     chosen = parser.parse_args(arguments)
     model.add(MODEL, MODELS_DIR)
     with tempfile.TemporaryDirectory(prefix="ledger-") as temporary:
         folder = Path(temporary)
         folder.chmod(0o711)  # as root, Postgres runs as another user, who must get through
         (folder / "data").mkdir()
-        with running(folder / "data") as system:
+        with running(folder / "data", chosen.workers) as system:
             for lines in chosen.lines:
                 batch_of(system, write(folder / f"{lines}.jsonl", lines), lines)
             if chosen.upload_mb:

@@ -3,8 +3,10 @@
 import click
 
 from gristmill.commands.audit import audit
+from gristmill.commands.backup import backup, restore
 from gristmill.commands.keys import keys
 from gristmill.commands.models import models
+from gristmill.commands.projects import projects
 from gristmill.commands.remote import cancel, results, status, submit
 from gristmill.commands.run import run
 from gristmill.commands.serving import api, migrate, worker
@@ -23,7 +25,10 @@ def main() -> None:
     """
 
 
-for command in (run, up, submit, status, results, cancel, models, keys, webhooks, audit, migrate, api, worker):
+for command in (
+    *(run, up, submit, status, results, cancel, models, keys, projects, webhooks),
+    *(audit, backup, restore, migrate, api, worker),
+):
     main.add_command(command)
 
 if __name__ == "__main__":

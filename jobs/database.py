@@ -22,7 +22,8 @@ CONNECT_ARGUMENTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
     "application_name": "gristmill",
-    "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+    # A transaction in which nothing is asked for 5 s is that of a process that was stopped or cut off: its locks go.
+    "options": "-c statement_timeout=30s -c lock_timeout=5s -c idle_in_transaction_session_timeout=5s -c timezone=UTC",
 }
 
 ATTEMPTS_MAX = 6

@@ -1,4 +1,4 @@
-"""Which batch a free worker serves next. Pure: candidates in, one of them out."""
+"""Which batch a free worker serves next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +16,37 @@ class Candidate:
     priority: int
     expires_at: datetime
     project_weight: int
-    project_leases: int  # chunks leased now, over all batches of the project
     crashes: int = 0  # of the chunk that would be leased
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The most urgent priority first; then the project with the least work under way for its weight; then
-    the nearest deadline; then the oldest batch."""
-    return min(
-        candidates,
-        key=lambda c: (c.priority, c.project_leases / c.project_weight, c.expires_at, c.batch_id),
-        default=None,
-    )
+class Shares:
+    """What each project has had of one worker for its weight, so that whoever had least is next.
+
+    Start-time fair queueing (Goyal, Vin, Cheng 1996): lines for weight make a project's time, which cannot be saved up
+    by not coming. In memory: where each worker is fair, all together are.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._next: dict[str, float] = {}
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """The most urgent priority first; then the project whose time is least; then the nearest deadline; then the
+        oldest batch."""
+        return min(
+            candidates,
+            key=lambda c: (c.priority, self._time(c), c.expires_at, c.batch_id),
+            default=None,
+        )
+
+    def charge(self, candidate: Candidate, lines: int) -> None:
+        """Note that a project was given so many lines."""
+        self._now = self._time(candidate)
+        self._next = {project_id: time for project_id, time in self._next.items() if time > self._now}
+        self._next[candidate.project_id] = self._now + lines / candidate.project_weight
+
+    def _time(self, candidate: Candidate) -> float:
+        return max(self._next.get(candidate.project_id, 0.0), self._now)
 
 
 def candidates(connection: Connection, model: str, *, priority_max: int) -> list[Candidate]:
@@ -37,10 +56,7 @@ def candidates(connection: Connection, model: str, *, priority_max: int) -> list
     """
     rows = connection.execute(
         text("""
-            SELECT b.id, b.project_id, b.priority, b.expires_at, p.weight,
-                   (SELECT count(*) FROM chunk l JOIN batch o ON o.id = l.batch_id
-                     WHERE l.state = 'leased' AND o.state = 'in_progress' AND o.project_id = b.project_id),
-                   ready.crashes
+            SELECT b.id, b.project_id, b.priority, b.expires_at, p.weight, ready.crashes
               FROM batch b JOIN project p ON p.id = b.project_id
               CROSS JOIN LATERAL (SELECT c.crashes FROM chunk c
                                    WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now()

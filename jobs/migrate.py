@@ -33,8 +33,7 @@ def upgrade(database_url: str) -> None:
 def check(engine: Engine) -> None:
     """SettingsError in one sentence unless the schema is at the revision this program was made for."""
     expected = ScriptDirectory.from_config(_config(None)).get_current_head()
-    with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    found = database.run(engine, lambda c: MigrationContext.configure(c).get_current_revision())
     if found != expected:
         raise SettingsError(
             f"The database is at schema revision {found or 'none'} and this program needs {expected}: "

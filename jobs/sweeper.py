@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import batches, database, direct, files, leases, poison, retention, uploads, workers
+from jobs import batches, database, direct, files, leases, outages, poison, retention, uploads, workers
 from jobs.hints import Hints
 from jobs.settings import Settings
 from jobs.states import BatchState
@@ -68,7 +68,9 @@ class Sweeper:
             self._do(duty)
 
     def _do(self, duty: Duty) -> None:
-        database.run(self._engine, lambda c: _perform_if_due(c, duty))
+        """Do a duty if it is due. Its tick is not in its transaction: who is cut off in there keeps it from nobody."""
+        if database.run_autocommit(self._engine, lambda c: _is_due(c, duty)):
+            database.run(self._engine, duty.perform)
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.sweep_seconds * random.uniform(0.7, 1.3)):  # noqa: S311
@@ -79,9 +81,14 @@ class Sweeper:
                     logger.warning("sweep failed", extra={"duty": duty.name, "reason": str(error)})
 
     def _sweep_leases(self, connection: Connection) -> None:
-        if ended := poison.isolate(connection, silent_seconds=self._settings.lease_seconds):
+        lease_seconds, sweep_seconds = self._settings.lease_seconds, self._settings.sweep_seconds
+        if forgiven := outages.forgive(
+            connection, unwatched_seconds=lease_seconds / 2 + 2 * sweep_seconds, silent_seconds=lease_seconds
+        ):
+            logger.warning("nobody had been heard for a while", extra={"workers": forgiven})
+        if ended := poison.isolate(connection, silent_seconds=lease_seconds):
             logger.error("lines given up that end their workers", extra={"batches": ended})
-        if lost := leases.sweep(connection, silent_seconds=self._settings.lease_seconds):
+        if lost := leases.sweep(connection, silent_seconds=lease_seconds):
             logger.warning("leases taken back", extra={"batches": lost})
 
     def _clear(self, connection: Connection) -> None:
@@ -96,21 +103,16 @@ class Sweeper:
             self._hints.pump(model)
 
 
-def _perform_if_due(connection: Connection, duty: Duty) -> None:
-    """Do a duty if this process is the one that moves its tick on."""
-    connection.execute(
-        text("INSERT INTO tick (name, next_at) VALUES (:name, now()) ON CONFLICT DO NOTHING"),
-        {"name": duty.name},
-    )
-    is_due = connection.execute(
+def _is_due(connection: Connection, duty: Duty) -> bool:
+    """Whether this process is the one that moves the duty's tick on."""
+    moved = connection.execute(
         text("""
-            UPDATE tick SET next_at = now() + make_interval(secs => :every_seconds)
-             WHERE name = :name AND next_at <= now()
+            INSERT INTO tick (name, next_at) VALUES (:name, now() + make_interval(secs => :every_seconds))
+            ON CONFLICT (name) DO UPDATE SET next_at = excluded.next_at WHERE tick.next_at <= now()
         """),
         {"name": duty.name, "every_seconds": duty.every_seconds * 0.9},
     )
-    if is_due.rowcount:
-        duty.perform(connection)
+    return moved.rowcount == 1
 
 
 def _close_answered(connection: Connection) -> None:

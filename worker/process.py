@@ -2,16 +2,19 @@
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from time import monotonic
 from uuid import UUID
 
+import celery.worker.state
 import sqlalchemy
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.apps.worker import Worker
 
 from jobs import database, leases, migrate, models, workers
 from jobs.hints import IO_QUEUE, Hints, create_app, model_queue
@@ -76,6 +79,7 @@ class Process:
         """Ingest and export until told to stop."""
         work = tasks.InputOutput(self.ledger, self.hints, self.owner, self.settings)
         tasks.register_io(app, work)
+        self._hear_signals(lambda: None)
         self._register()
         self._every(self.settings.heartbeat_seconds, self._beat, "heartbeat")
         self._every(LOOK_SECONDS, work.look, "look")
@@ -116,6 +120,7 @@ class Process:
         )
         engines = [inference, *(content_filter.engines if content_filter else ())]
         tasks.register_pump(app, pump, self.owner)
+        self._hear_signals(pump.drain)
         self._register()
         database.run(self.ledger, lambda c: models.register(c, [name]))
         logger.info("model loaded", extra={"model": name, "slots": inference.slots})
@@ -131,18 +136,12 @@ class Process:
         drain: Callable[[], None],
         finish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run the Celery worker in this thread; on a signal drain, wait for what was begun, take everything down."""
-
-        def begin_drain(**_: object) -> None:
-            logger.info("worker drains")
-            self._stopping.set()
-            drain()
-
+        """Run the Celery worker in this thread until it is stopped; wait for what was begun, take everything down."""
         sweeper = Sweeper(self.ledger, self.hints, self.settings)
         sweeper.start()
-        worker_shutting_down.connect(begin_drain, weak=False)
         try:
-            worker = app.Worker(
+            worker = DeafWorker(
+                app=app,
                 hostname=f"{self.kind}-{os.getpid()}@{socket.gethostname()}",
                 pool_cls="threads",
                 concurrency=threads,
@@ -156,7 +155,6 @@ class Process:
             worker.start()
             self.exit_status = worker.exitcode or 0
         finally:
-            worker_shutting_down.disconnect(begin_drain)
             self._stopping.set()
             drain()
             self._take_down(sweeper, finish)
@@ -166,11 +164,32 @@ class Process:
             thread.join(self.settings.drain_seconds + 10)
         finish()  # nothing is begun any more, and what was begun needs the ledger
         sweeper.stop()
-        database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
+        try:
+            database.run(self.ledger, lambda c: workers.forget(c, self.owner()))
+        except sqlalchemy.exc.SQLAlchemyError as error:  # what we held runs out by itself
+            logger.warning("database out of reach", extra={"doing": "farewell", "reason": str(error)})
         if self.publisher is not None:
             self.publisher.close()
         self.hints.close()
         self.ledger.dispose()
+
+    def _hear_signals(self, drain: Callable[[], None]) -> None:
+        """From now on SIGTERM and SIGINT make this process drain; what holds nothing yet is simply ended by them.
+
+        A thread does it: a handler interrupts the main thread anywhere, and may want a lock that is held there.
+        """
+        told: SimpleQueue[int] = SimpleQueue()  # its `put` may be interrupted by itself
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _frame: told.put(received))
+
+        def wait() -> None:
+            told.get()
+            logger.info("worker drains")
+            self._stopping.set()
+            drain()
+            celery.worker.state.should_stop = os.EX_OK
+
+        threading.Thread(target=wait, name="signals", daemon=True).start()
 
     def _register(self) -> None:
         self._id = database.run(self.ledger, lambda c: workers.register(c, kind=self.kind, model=self.model))
@@ -218,3 +237,10 @@ class Process:
         progress = inference.progress
         is_late = monotonic() - progress.beat_at > self.settings.watchdog_seconds
         return is_late and progress.waiting + progress.running > 0
+
+
+class DeafWorker(Worker):  # type: ignore[misc]
+    """Celery's worker without its signal handlers: they come late, when work may be under way."""
+
+    def install_platform_tweaks(self, worker: object) -> None:
+        """Install none."""

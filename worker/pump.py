@@ -64,6 +64,7 @@ class Pump:
         )
         self._lines_max = max(3 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._held: dict[tuple[int, int, int], Chunk] = {}
+        self._shares = fairness.Shares()
         self._lock = threading.Lock()
         self._leasing = threading.Lock()
         self._look = threading.Event()
@@ -89,8 +90,9 @@ class Pump:
         self._takers.shutdown()
 
     def drain(self) -> None:
-        """Lease nothing more; what is begun may finish for the drain's time, and is then given back."""
-        self._drain_until = monotonic() + self._settings.drain_seconds
+        """Lease nothing more; what is begun may finish for the drain's time and is then given back. Once is enough."""
+        if self._drain_until is None:
+            self._drain_until = monotonic() + self._settings.drain_seconds
         self._look.set()
 
     def held(self) -> set[tuple[int, int, int]]:
@@ -135,7 +137,7 @@ class Pump:
         """The next chunks of one batch. A suspect waits until nothing else is answered."""
 
         def claim(connection: sqlalchemy.Connection) -> list[Lease]:
-            best = fairness.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
+            best = self._shares.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
             if best is None or (best.crashes >= poison.SUSPECT_CRASHES and self._held):
                 return []
             claimed = leases.claim(
@@ -145,6 +147,7 @@ class Pump:
                 chunks=1 if best.crashes else chunks,
                 deadline_seconds=self._settings.lease_seconds,
             )
+            self._shares.charge(best, sum(len(lease.line_numbers) for lease in claimed))
             suspects = [lease for lease in claimed if poison.is_suspect(lease)]
             if not suspects or (len(claimed) == 1 and not self._held):
                 return claimed

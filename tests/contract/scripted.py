@@ -31,6 +31,7 @@ class ScriptedWorker:
 
     def __init__(self, ledger: Engine, settings: Settings, *, model: str) -> None:
         self._ledger, self._settings, self._model = ledger, settings, model
+        self._shares = fairness.Shares()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scripted worker")
         assert settings.broker_url
@@ -65,7 +66,7 @@ class ScriptedWorker:
             export.finalize(self._ledger, batch_id, owner=owner, settings=self._settings)
 
     def _claim(self, connection: Connection, owner: UUID) -> Lease | None:
-        best = fairness.choose(fairness.candidates(connection, self._model, priority_max=PRIORITY_MAX))
+        best = self._shares.choose(fairness.candidates(connection, self._model, priority_max=PRIORITY_MAX))
         if best is None:
             return None
         claimed = leases.claim(connection, batch_id=best.batch_id, owner=owner, chunks=1, deadline_seconds=60)

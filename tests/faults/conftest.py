@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from gristmill.embedded import Addresses
+from gristmill.embedded import Addresses, EmbeddedServers
 from tests import tiny_model
-from tests.faults.system import System
+from tests.faults.system import System, on_servers_of_its_own
 from tests.faults.worker import MODEL
 from tests.gristmill.embedded.conftest import open_folder, remove
 
@@ -29,3 +29,17 @@ def system(ledger: Engine, servers: Addresses, model_folder: Path) -> Iterator[S
         log.unlink()
     yield running
     running.kill_all()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A data folder for servers that may be killed."""
+    place = open_folder()
+    yield place / "data"
+    remove(place)
+
+
+@pytest.fixture
+def own(home: Path, model_folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
+    with on_servers_of_its_own(home, model_folder) as running:
+        yield running

@@ -4,15 +4,16 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from gristmill.embedded import Addresses
-from jobs import audit
+from gristmill.embedded import Addresses, EmbeddedServers
+from jobs import audit, database, keys, migrate, models
 from jobs.batches import Batch
 from jobs.failpoints import VARIABLE, Point
 from jobs.settings import Settings
@@ -48,17 +49,22 @@ class System:
     folder: Path
     broker_url: str = ""
     patience: dict[str, str] = field(default_factory=lambda: dict(PATIENCE))
+    deadline_seconds: float = DEADLINE_SECONDS
     processes: list[BaseProcess] = field(default_factory=list)
 
     @property
     def socket(self) -> Path:
         return self.folder / "api.sock"
 
-    def start(self, kind: str, *, dies_at: Point | None = None, arrival: int = 1) -> BaseProcess:
-        """A new `io`, `model` or `api` process, which dies when it gets to a point for the nth time."""
+    def start(
+        self, kind: str, *, dies_at: Point | None = None, arrival: int = 1, database_url: str = ""
+    ) -> BaseProcess:
+        """A new process: `io`, `model`, `api` or the name of a real model; it dies when it gets to a point for the
+        nth time, and finds Postgres at `database_url` where that is not where all find it.
+        """
         environment = {
             **self.patience,
-            "DATABASE_URL": self.addresses.database_url,
+            "DATABASE_URL": database_url or self.addresses.database_url,
             "BROKER_URL": self.broker_url or self.addresses.broker_url,
             "GRISTMILL_DATA_DIR": str(self.folder),
             worker.SOCKET: str(self.socket),
@@ -103,7 +109,7 @@ class System:
         return making.fetch(self.ledger, batch)
 
     def until(self, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + self.deadline_seconds
         while not is_so():
             assert time.monotonic() < deadline, f"{self.said('io')[-3000:]}\n{self.said('model')[-3000:]}"
             time.sleep(POLL_SECONDS)
@@ -111,3 +117,20 @@ class System:
     def faults(self) -> list[str]:
         """What the judge finds."""
         return list(audit.faults(self.ledger, Settings()))
+
+
+@contextmanager
+def on_servers_of_its_own(data: Path, folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
+    """A system on servers in `data` that may be killed, with the models and logs in `folder`."""
+    with EmbeddedServers(data, say=lambda _: None) as servers:
+        migrate.upgrade(servers.addresses.database_url)
+        ledger = database.connect(servers.addresses.database_url, connections=4)
+        with ledger.begin() as connection:
+            keys.ensure_project(connection, keys.DEFAULT_PROJECT)
+            models.register(connection, [worker.MODEL])
+        system = System(ledger, servers.addresses, folder)
+        try:
+            yield system, servers
+        finally:
+            system.kill_all()
+            ledger.dispose()

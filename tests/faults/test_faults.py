@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import orjson
 import pytest
 from redis import Redis
 from sqlalchemy import Engine, text
@@ -16,7 +17,8 @@ from jobs.batches import Batch
 from jobs.errors import Conflict
 from jobs.failpoints import Point
 from jobs.hints import IO_QUEUE, Hints, model_queue
-from jobs.states import BatchState
+from jobs.states import TERMINAL, BatchState
+from jobs.sweeper import Sweeper
 from tests.faults.system import LENGTH, PATIENCE, System
 from tests.faults.test_crashes import finalizing, in_progress, validating
 from tests.jobs import making
@@ -51,7 +53,6 @@ def test_a_worker_that_is_told_to_stop_gives_its_leases_back_without_blame(syste
     making.ingest(system.ledger, [making.line("a", content="HANG"), making.line("b")])
     worker = system.start("model")
     system.until(lambda: making.scalar(system.ledger, "SELECT count(*) FROM result") == 1)
-    system.until(lambda: catches(worker.pid, signal.SIGTERM))
     worker.terminate()
     assert system.until_dead(worker) == 0
     assert making.scalar(system.ledger, "SELECT state || ' ' || crashes FROM chunk") == "ready 0"
@@ -59,10 +60,22 @@ def test_a_worker_that_is_told_to_stop_gives_its_leases_back_without_blame(syste
     assert system.faults() == []
 
 
-def catches(pid: int | None, number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal; a worker takes up its work a moment before that."""
-    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["io", "model"])
+def test_a_worker_hears_from_its_first_moment_that_it_is_to_stop(
+    system: System, kind: str, number: signal.Signals
+) -> None:
+    system.patience["GRISTMILL_WATCHDOG_SECONDS"] = "60"
+    making.ingest(system.ledger, [making.line("a", content="HANG"), making.line("b")])
+    worker = system.start(kind)
+    assert worker.pid
+    known = "SELECT count(*) FROM worker WHERE pid = :pid"
+    system.until(lambda: making.scalar(system.ledger, known, pid=worker.pid) == 1)
+    os.kill(worker.pid, number)
+    assert system.until_dead(worker) == 0
+    assert making.scalar(system.ledger, known, pid=worker.pid) == 0
+    assert making.scalar(system.ledger, "SELECT state || ' ' || crashes FROM chunk") == "ready 0"
+    assert system.faults() == []
 
 
 def lost(system: System) -> bool:
@@ -97,7 +110,24 @@ def test_hints_that_come_many_times_and_for_nothing_change_nothing(system: Syste
     assert len(claimed) == 3
 
 
-@pytest.mark.parametrize("message", [b"\x80garbage", b'{"body": 7}'])
+STRANGE = {
+    "headers": {"lang": "py", "task": "os.system", "id": "1"},
+    "content-type": "application/json",
+    "content-encoding": "utf-8",
+    "properties": {"correlation_id": "1", "delivery_info": {"exchange": "", "routing_key": ""}, "delivery_tag": "1"},
+}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x80garbage",
+        b'{"body": 7}',
+        orjson.dumps(STRANGE | {"body": '[["true"], {}, {}]'}),
+        orjson.dumps(STRANGE | {"content-type": "application/x-python-serialize", "body": "cposix\nsystem\n"}),
+    ],
+    ids=["bytes", "not a message", "an unknown task", "a pickle"],
+)
 def test_a_message_that_is_garbage_costs_at_most_the_worker_that_read_it(system: System, message: bytes) -> None:
     batch = validating(system.ledger)
     socket = system.addresses.broker_url.removeprefix("redis+socket://").partition("?")[0]
@@ -158,6 +188,65 @@ def test_a_seal_that_races_the_last_flush_leaves_one_outcome(
         export.finalize(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS)
         assert making.fetch(ledger, batch).state in (BatchState.COMPLETED, outcome)
         assert system.faults() == []
+
+
+def ingest(ledger: Engine, batch: Batch) -> None:
+    intake.ingest(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS)
+
+
+def end(ledger: Engine, batch: Batch) -> None:
+    export.finalize(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("stage", "one", "other"),
+    [
+        (validating, cancel, ingest),
+        (in_progress, cancel, expire),
+        (in_progress, cancel, cancel),
+        (finalizing, cancel, end),
+        (finalizing, expire, end),
+    ],
+)
+def test_a_cancel_or_an_expiry_that_races_anything_leaves_one_outcome(
+    system: System,
+    stage: Callable[[Engine], Batch],
+    one: Callable[[Engine, Batch], None],
+    other: Callable[[Engine, Batch], None],
+) -> None:
+    ledger = system.ledger
+    for _ in range(ROUNDS):
+        batch = stage(ledger)
+        at_once(partial(one, ledger, batch), partial(other, ledger, batch))
+        assert system.faults() == []
+        end(ledger, batch)
+        ended = making.fetch(ledger, batch)
+        assert ended.state in TERMINAL
+        assert ended.state is ended.outcome
+        end(ledger, batch)
+        assert making.fetch(ledger, batch) == ended
+        assert system.faults() == []
+
+
+def test_two_sweepers_at_once_do_each_duty_once(system: System) -> None:
+    ledger, hints = system.ledger, Hints(system.addresses.broker_url)
+    sweepers = [Sweeper(ledger, hints, making.SETTINGS) for _ in range(2)]
+    for _ in range(ROUNDS):
+        lost, late, answered_one = in_progress(ledger), in_progress(ledger), in_progress(ledger)
+        making.claim(ledger, lost, making.worker(ledger), chunks=9)
+        answer(ledger, answered_one, making.claim(ledger, answered_one, making.worker(ledger), chunks=9))
+        with ledger.begin() as connection:
+            connection.execute(text("UPDATE chunk SET deadline = now() - interval '1 s' WHERE state = 'leased'"))
+            connection.execute(text("UPDATE batch SET state = 'in_progress' WHERE id = :id"), {"id": answered_one.id})
+            connection.execute(text("UPDATE batch SET expires_at = now() WHERE id = :id"), {"id": late.id})
+        for duties in zip(*(sweeper.duties for sweeper in sweepers), strict=True):
+            at_once(*(partial(database.run, ledger, duty.perform) for duty in duties))
+        crashes = "SELECT array_agg(crashes) FROM chunk WHERE batch_id = :id"
+        assert making.scalar(ledger, crashes, id=lost.id) == [1, 1, 1]
+        outcomes = [making.fetch(ledger, batch).outcome for batch in (lost, late, answered_one)]
+        assert outcomes == [None, BatchState.EXPIRED, BatchState.COMPLETED]
+        assert system.faults() == []
+    hints.close()
 
 
 def at_once(*works: Callable[[], object]) -> None:

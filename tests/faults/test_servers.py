@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
@@ -10,39 +10,15 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from gristmill.embedded import EmbeddedServers
-from jobs import database, keys, migrate, models
 from jobs.contract.batch import ENDPOINT
 from jobs.states import BatchState
-from tests.faults.system import System
+from tests.faults.system import LENGTH, System
 from tests.faults.test_crashes import client
-from tests.faults.worker import MODEL
-from tests.gristmill.embedded.conftest import open_folder, remove
 from tests.jobs import making
 
-KILLS = 2
-LINES = 800
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    place = open_folder()
-    yield place / "data"
-    remove(place)
-
-
-@pytest.fixture
-def own(home: Path, model_folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
-    """A system on servers of its own, which may be killed."""
-    with EmbeddedServers(home, say=lambda _: None) as servers:
-        migrate.upgrade(servers.addresses.database_url)
-        ledger = database.connect(servers.addresses.database_url, connections=4)
-        with ledger.begin() as connection:
-            keys.ensure_project(connection, keys.DEFAULT_PROJECT)
-            models.register(connection, [MODEL])
-        system = System(ledger, servers.addresses, model_folder)
-        yield system, servers
-        system.kill_all()
-        ledger.dispose()
+KILLS = {"postgres": 2, "valkey": 4} if LENGTH == 1 else {"postgres": 12, "valkey": 12}
+LINES = 300
+LEASE_SECONDS = 6
 
 
 def signal_to(home: Path, server: str, number: signal.Signals) -> None:
@@ -63,9 +39,9 @@ def test_a_server_that_is_killed_again_and_again_costs_nothing(
     own: tuple[System, EmbeddedServers], home: Path, server: str
 ) -> None:
     system, servers = own
-    batch = making.ingest(system.ledger, [making.line(f"r{n}", content=f"Question {n}") for n in range(LINES)])
+    batch = making.ingest(system.ledger, [making.line(f"r{n}", content=f"SLOW {n}") for n in range(LINES)])
     system.start_all()
-    for kill in range(1, KILLS + 1):
+    for kill in range(1, KILLS[server] + 1):
         system.until(lambda: answered(system.ledger) > 0)
         before = answered(system.ledger)
         signal_to(home, server, signal.SIGKILL)
@@ -79,6 +55,30 @@ def test_a_server_that_is_killed_again_and_again_costs_nothing(
     ended = system.until_ended(batch)
     assert (ended.state, ended.completed, ended.failed) == (BatchState.COMPLETED, LINES, 0)
     assert system.faults() == []
+
+
+def test_a_database_that_is_away_for_longer_than_a_lease_is_no_death_of_its_workers(
+    own: tuple[System, EmbeddedServers], home: Path
+) -> None:
+    system, servers = own
+    system.patience |= {"GRISTMILL_LEASE_SECONDS": str(LEASE_SECONDS), "GRISTMILL_WATCHDOG_SECONDS": "600"}
+    making.ingest(system.ledger, [making.line("a", content="HANG"), making.line("b")])
+    system.start_all()
+    system.start("api")
+    system.until(lambda: answered(system.ledger) == 1)
+    system.until(system.is_served)
+    with client(system) as caller:
+        signal_to(home, "postgres", signal.SIGKILL)
+        away = time.monotonic()
+        refused = caller.get("/v1/batches", timeout=60)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    time.sleep(max(0, away + 1.25 * LEASE_SECONDS - time.monotonic()))
+    servers.check()
+    system.until(lambda: answered(system.ledger) == 1)
+    looked = "SELECT next_at > pg_postmaster_start_time() + interval '8 s' FROM tick WHERE name = 'leases watched'"
+    system.until(lambda: bool(making.scalar(system.ledger, looked)))
+    assert making.scalar(system.ledger, "SELECT state || ' ' || crashes FROM chunk") == "leased 0"
+    assert all(process.is_alive() for process in system.processes)
 
 
 def test_a_broker_that_hangs_keeps_nobody_waiting(own: tuple[System, EmbeddedServers], home: Path) -> None:

@@ -2,13 +2,16 @@
 
 The engine answers at once. A prompt with the word DIE ends its process as a fault in native code would; with NAP the
 whole process stops before the answer, as on a machine that swaps, until it is told to go on; one with HANG is never
-answered, and while it waits the engine shows no progress. All else is the product's own.
+answered, and while it waits the engine shows no progress; one with SLOW takes a moment, and four are computed at once.
+All else is the product's own.
 """
 
+import itertools
 import os
 import signal
-from collections.abc import Mapping
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -28,6 +31,9 @@ from worker.model import ModelFolder
 ANSWER = (70, 71)
 MODEL = "tiny"
 SOCKET = "GM_TEST_SOCKET"
+CLOCK = "GM_TEST_CLOCK"  # seconds by which the process's clock leaps to and fro
+OURS = {SOCKET, CLOCK}
+SLOW_SECONDS = 0.05
 
 
 class ScriptedEngine(FakeEngine):
@@ -38,6 +44,7 @@ class ScriptedEngine(FakeEngine):
     def __init__(self, folder: ModelFolder) -> None:
         self._tokenizer = folder.tokenizer()
         self.progress = Progress(beat_at=monotonic())
+        self._slow = ThreadPoolExecutor(4)
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """A future that is answered already, or never will be."""
@@ -49,7 +56,13 @@ class ScriptedEngine(FakeEngine):
         if "HANG" in said:
             self.progress = replace(self.progress, running=1)
             return Future()
+        if "SLOW" in said:
+            return self._slow.submit(self._answer_late, prompt)
         return super().submit(prompt)
+
+    def _answer_late(self, prompt: Prompt) -> list[Completion]:
+        time.sleep(SLOW_SECONDS)
+        return super().submit(prompt).result()
 
 
 def load(folder: ModelFolder, _settings: EngineSettings | None = None) -> ScriptedEngine:
@@ -57,18 +70,27 @@ def load(folder: ModelFolder, _settings: EngineSettings | None = None) -> Script
 
 
 def serve(kind: str, environment: Mapping[str, str], log: Path) -> None:
-    """Be an `io` or a `model` worker, or the `api`, until killed."""
+    """Be an `io` or a `model` worker, or the `api`, until killed; any other kind is a real model, with its engine."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
-    settings = Settings.read({name: value for name, value in environment.items() if name != SOCKET})
+    if leap := float(environment.get(CLOCK, 0)):
+        time.time = leaping(leap)
+    settings = Settings.read({name: value for name, value in environment.items() if name not in OURS})
     logs.configure(settings.log_level)
     if kind == "api":
         serve_api(settings, environment[SOCKET])
     else:
-        engine.load = load  # type: ignore[assignment]
-        process.serve(settings, model=MODEL if kind == "model" else None, is_io=kind == "io")
+        if kind == "model":
+            engine.load = load  # type: ignore[assignment]
+        process.serve(settings, model=MODEL if kind == "model" else kind, is_io=kind == "io")
+
+
+def leaping(seconds: float) -> Callable[[], float]:
+    """A clock that is wrong at each look, by so much, to one side and then to the other."""
+    true, offsets = time.time, itertools.cycle([seconds, -seconds])
+    return lambda: true() + next(offsets)
 
 
 def serve_api(settings: Settings, socket: str) -> None:

@@ -1,4 +1,4 @@
-"""`gristmill keys` and `gristmill webhooks` on a real ledger, and who may be listened to from afar."""
+"""`gristmill keys`, `projects` and `webhooks` on a real ledger, and who may be listened to from afar."""
 
 from pathlib import Path
 
@@ -48,6 +48,13 @@ def test_a_key_may_end_by_itself(there: Engine) -> None:
     run("keys", "create", "--name", "bob", "--days", "3")
     assert "until 2" in run("keys", "list").stdout
     assert run("keys", "create", "--name", "bob", "--days", "0").exit_code == 2
+
+
+def test_a_project_gets_the_weight_that_it_is_given(there: Engine) -> None:
+    assert run("projects", "weigh", "default", "3").exit_code == 0
+    assert run("projects", "list").stdout.split() == ["PROJECT", "WEIGHT", "default", "3"]
+    assert run("projects", "weigh", "default", "0").exit_code == 2
+    assert run("projects", "weigh", "unknown", "2").exit_code == 2
 
 
 def test_a_webhook_is_added_listed_and_removed(there: Engine) -> None:

@@ -7,10 +7,9 @@ from alembic import command
 from sqlalchemy import Engine
 
 from gristmill.embedded import Addresses
-from jobs import batches, database, fairness, keys, migrate, states
+from jobs import batches, database, keys, migrate, states
 from jobs.contract.batch import window_seconds
 from jobs.errors import Conflict, NotFound, Unauthenticated
-from jobs.fairness import Candidate
 from jobs.hints import Hints
 from jobs.settings import Settings, SettingsError
 from tests.jobs import making
@@ -86,21 +85,6 @@ def test_a_completion_window_is_minutes_hours_or_days(value: str, seconds: int) 
 def test_any_other_window_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="completion_window"):
         window_seconds(value)
-
-
-def test_priority_then_share_then_deadline_decides_who_is_served(ledger: Engine) -> None:
-    now = making.create(ledger, "file-a").created_at
-    later = making.create(ledger, "file-a").created_at
-
-    def candidate(batch_id: int, priority: int, weight: int, leased: int, expires: object = now) -> Candidate:
-        return Candidate(batch_id, f"p{batch_id}", priority, expires, weight, leased)  # type: ignore[arg-type]
-
-    urgent, busy, idle = candidate(1, 0, 1, 9), candidate(2, 100, 1, 2), candidate(3, 100, 1, 1)
-    heavy, late = candidate(4, 100, 4, 3), candidate(5, 100, 1, 1, later)
-    assert fairness.choose([busy, idle, urgent]) == urgent
-    assert fairness.choose([busy, late, idle]) == idle
-    assert fairness.choose([idle, heavy]) == heavy
-    assert fairness.choose([]) is None
 
 
 def test_every_state_can_be_reached_and_the_ends_are_ends() -> None:

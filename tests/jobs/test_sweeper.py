@@ -71,6 +71,39 @@ def test_the_lease_of_a_silent_worker_is_taken_back(ledger: Engine, heard: Heard
     assert making.scalar(ledger, "SELECT state FROM chunk") == "ready"
 
 
+def test_the_silence_of_a_time_in_which_nobody_was_heard_is_no_death(ledger: Engine, heard: Heard) -> None:
+    batch = making.ingest(ledger, [making.line(f"r{n}") for n in range(5)])
+    making.claim(ledger, batch, making.worker(ledger))
+    making.claim(ledger, batch, making.worker(ledger))
+    rows = "SELECT string_agg(state || ' ' || crashes, ', ' ORDER BY first_position) FROM chunk"
+
+    def let_pass(minutes: int) -> None:
+        """As the database's clock sees it."""
+        moved = text(f"""
+            WITH w AS (UPDATE worker SET heartbeat_at = heartbeat_at - interval '{minutes} min'),
+                 t AS (UPDATE tick SET next_at = next_at - interval '{minutes} min')
+            UPDATE chunk SET deadline = deadline - interval '{minutes} min'
+        """)
+        database.run(ledger, lambda c: c.execute(moved))
+
+    def look() -> None:
+        Sweeper(ledger, heard, Settings()).sweep()  # type: ignore[arg-type]
+
+    look()
+    silenced = text("""
+        UPDATE worker SET heartbeat_at = now() - interval '61 s' FROM chunk
+         WHERE worker.id = owner AND first_position = 0
+    """)
+    database.run(ledger, lambda c: c.execute(silenced))
+    let_pass(minutes=5)
+    look()
+    assert making.scalar(ledger, rows) == "ready 1, leased 0", "one was dead before"
+    let_pass(minutes=5)
+    database.run(ledger, lambda c: c.execute(text("UPDATE tick SET next_at = now() - interval '10 s'")))
+    look()
+    assert making.scalar(ledger, rows) == "ready 1, ready 1", "others were heard meanwhile"
+
+
 def test_a_duty_done_by_one_process_is_not_due_for_the_next(ledger: Engine, heard: Heard) -> None:
     sweep(ledger, heard)
     making.create(ledger, "file-a")

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -157,3 +157,22 @@ def test_more_requests_at_once_than_are_answered_are_told_to_come_again(ledger: 
     assert refused.headers["retry-after"] == "2"
     assert refused.headers["x-request-id"].startswith("req_")
     assert refused.json()["error"]["type"] == "server_error"
+
+
+def test_slow_downloads_keep_no_transaction_open(address: str, key: str, ledger: Engine) -> None:
+    file = making.upload(ledger, b"x" * (40 << 20))
+    request = f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n\r\n".encode()
+    with ExitStack() as ending:
+        lines = [ending.enter_context(connection(address)) for _ in range(5)]
+        for line in lines:
+            line.sendall(request)
+            assert line.recv(12) == b"HTTP/1.1 200"
+        query = """
+            SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+               AND backend_type = 'client backend'
+        """
+        deadline = time.monotonic() + 20
+        while making.scalar(ledger, query) != 0:
+            assert time.monotonic() < deadline, "a client who takes its time holds a transaction"
+            time.sleep(0.01)

@@ -1,0 +1,41 @@
+"""Only the database's clock decides, and not even that one where it leaps."""
+
+import re
+from pathlib import Path
+
+from sqlalchemy import text
+
+from jobs.states import BatchState
+from tests.faults import worker
+from tests.faults.system import System
+from tests.jobs import making
+
+ROOT = Path(__file__).parents[2]
+LEAP_SECONDS = 600
+WALL_CLOCK = re.compile(r"time\.time\(|datetime\.now\(|date\.today\(|utcnow\(")
+# What a receiver compares with its own clock, and the date of a model's making.
+TELLS_THE_TIME = {"jobs/webhooks/sender.py", "worker/model/folder.py"}
+
+
+def test_processes_whose_clocks_leap_lose_and_expire_nothing(system: System) -> None:
+    system.patience[worker.CLOCK] = str(LEAP_SECONDS)
+    batch = making.ingest(system.ledger, [making.line(f"r{n}", content=f"SLOW {n}") for n in range(160)])
+    with system.ledger.begin() as connection:
+        connection.execute(text("UPDATE batch SET expires_at = now() + interval '300 s'"))
+    system.start_all()
+    ended = system.until_ended(batch)
+    assert (ended.state, ended.completed) == (BatchState.COMPLETED, 160)
+    assert making.scalar(system.ledger, "SELECT max(crashes) FROM chunk") == 0
+    assert ended.completed_at is not None
+    assert (ended.completed_at - ended.created_at).total_seconds() < LEAP_SECONDS / 2
+    assert system.faults() == []
+
+
+def test_no_code_asks_the_processs_clock_for_the_time() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("jobs", "worker", "gristmill")
+        for path in (ROOT / package).rglob("*.py")
+        if WALL_CLOCK.search(path.read_text())
+    }
+    assert found == TELLS_THE_TIME
