@@ -52,7 +52,7 @@ class Settings(BaseModel):
         {}, description="Other names for models, e.g. gpt-4o-mini=smollm2-135m,gpt-4o=smollm2-135m. Unset: none."
     )
     threads: int = Field(2, ge=1, description="CPU threads one worker's model may use.")
-    niceness: int = Field(10, ge=0, le=19, description="How far workers give way to what else needs a CPU.")
+    niceness: int = Field(5, ge=0, le=19, description="How far workers give way to what else needs a CPU.")
     slots: int = Field(64, ge=1, description="Sequences a worker writes at the same time.")
     sequence_tokens: int = Field(
         2048, ge=16, description="Longest prompt with its answer, in tokens, that a worker makes room for."
