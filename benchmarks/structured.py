@@ -3,8 +3,8 @@ smollm2-135m`.
 
 The same prompts are answered freely and within a schema, with answers of the same length: freely each goes on for as
 many tokens as it takes, and the schema asks for an array longer than that. The runs take turns, so that a machine
-that grows slower slows both; where other work disturbs them, the fastest of each say most, and so does the engine's
-time outside ONNX Runtime, in which masks are waited for and applied.
+that grows slower slows both. Where other work disturbs them, processor time says more, with `--threads 1`: more threads
+of ONNX Runtime burn some while they wait for each other.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Final
 
 from worker import model
@@ -45,6 +45,7 @@ class Run:
     """What it took to answer all prompts once."""
 
     seconds: float
+    processor_seconds: float
     outside_seconds: float
     """Of the engine's thread, outside ONNX Runtime."""
     steps: int
@@ -80,19 +81,19 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(".gristmill/models"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime")
     asked = parser.parse_args()
     folder = model.add("smollm2-135m", models_dir=asked.models)
     chat = Chat(folder, context_tokens=1024, fingerprint="benchmark")
     waits, takes, computes = list[float](), list[float](), list[float]()
-    free = [_prompt(chat, number, asked.tokens) for number in range(ROWS)]
-    within = [_clocked(_prompt(chat, number, asked.tokens, SCHEMA), waits, takes) for number in range(ROWS)]
+    free = [prompt_of(chat, number, asked.tokens) for number in range(ROWS)]
+    within = [_clocked(prompt_of(chat, number, asked.tokens, SCHEMA), waits, takes) for number in range(ROWS)]
     _on_the_clock(computes)
-    with load(folder, EngineSettings(context_tokens_max=1024, slots_max=ROWS)) as engine:
+    with load(folder, EngineSettings(threads=asked.threads, context_tokens_max=1024, slots_max=ROWS)) as engine:
         _run(engine, free)
         rounds = [_round(engine, free, within) for _ in range(asked.rounds)]
-    ratios = [schema.seconds / alone.seconds for alone, schema in rounds]
-    fastest = [min(run.seconds for run in runs) for runs in zip(*rounds, strict=True)]
-    print(f"overhead     {median(ratios) - 1:+.1%} in the median, {fastest[1] / fastest[0] - 1:+.1%} of the fastest")
+    print(f"overhead     {_overhead([[run.seconds for run in runs] for runs in rounds])} of time")
+    print(f"overhead     {_overhead([[run.processor_seconds for run in runs] for runs in rounds])} of processor time")
     tokens = ROWS * asked.tokens
     for name, runs in zip(("free", "json_schema"), zip(*rounds, strict=True), strict=True):
         outside = min(run.outside_seconds for run in runs)
@@ -103,7 +104,13 @@ def main() -> None:
         print(f"{name:12} {sum(times) / written * 1e6:6.0f} us a token, at most {max(times) * 1e3:.1f} ms")
 
 
-def _prompt(chat: Chat, number: int, tokens: int, schema: dict[str, object] | None = None) -> Prompt:
+def _overhead(rounds: list[list[float]]) -> str:
+    fastest = [min(times) for times in zip(*rounds, strict=True)]
+    ratio = median(within / free for free, within in rounds)
+    return f"{ratio - 1:+.1%} in the median, {fastest[1] / fastest[0] - 1:+.1%} between the least of each,"
+
+
+def prompt_of(chat: Chat, number: int, tokens: int, schema: dict[str, object] | None = None) -> Prompt:
     form = {} if schema is None else {"structured_outputs": {"json": schema}}
     content = f"List cats number {number} to {number + 100} as a JSON array of {json.dumps(ITEM)}"
     body = {
@@ -134,26 +141,27 @@ def _on_the_clock(computes: list[float]) -> None:
             computes.append(perf_counter() - began)
         return found
 
-    NextMask.find = timed  # type: ignore[method-assign]
+    NextMask.find = timed  # type: ignore[assignment, method-assign]
 
 
 def _round(engine: Engine, free: list[Prompt], within: list[Prompt]) -> tuple[Run, Run]:
     runs = _run(engine, free), _run(engine, within)
-    print(f"free {runs[0].seconds:.2f} s, json_schema {runs[1].seconds:.2f} s", flush=True)
+    told = [f"{run.seconds:.2f} s ({run.processor_seconds:.2f} s of a processor)" for run in runs]
+    print(f"free {told[0]}, json_schema {told[1]}", flush=True)
     return runs
 
 
 def _run(engine: Engine, prompts: list[Prompt]) -> Run:
-    before, began = engine.progress, perf_counter()
+    before, began, began_processor = engine.progress, perf_counter(), process_time()
     completions = [future.result() for future in [engine.submit(prompt) for prompt in prompts]]
-    seconds = perf_counter() - began
+    seconds, processor_seconds = perf_counter() - began, process_time() - began_processor
     lengths = {len(one.token_ids) for [one] in completions}
     assert lengths == {prompts[0].tokens_max}, "answers of other lengths say nothing"
     while engine.progress.running:  # the last step is counted after its answers are handed out
         sleep(0.001)
     after = engine.progress
     outside = after.busy_seconds - before.busy_seconds - (after.runner_seconds - before.runner_seconds)
-    return Run(seconds, outside, after.steps - before.steps)
+    return Run(seconds, processor_seconds, outside, after.steps - before.steps)
 
 
 if __name__ == "__main__":
