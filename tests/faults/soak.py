@@ -50,6 +50,7 @@ PATIENCE = {
 WORKERS = ("io", "io", "model", "model", "model")
 CLIENTS = 5
 PAUSE_SECONDS = (1, 6)
+SERVER_LIVES_SECONDS = 40  # with one that dies more often, its supervisor waits ever longer before it starts it again
 RECOVERY_SECONDS_MAX = 60
 POLL_SECONDS = 0.05
 
@@ -83,6 +84,7 @@ class Soak:
         self.chance = random.Random(seed)
         self.seen = Seen()
         self.recoveries: dict[str, list[float]] = defaultdict(list)
+        self.killed_at: dict[str, float] = {}
         self.over, self.calm = threading.Event(), threading.Event()
         self.system = System(ledger, servers.addresses, home, patience=PATIENCE)
         self.api = self.system.start("api")
@@ -177,14 +179,17 @@ class Soak:
         end = self.chance.choice([place.network.heal, place.network.cut])
         return Event(moves_on, self._beyond_a_lease(), end)
 
-    def postgres_is_killed(self, _: Place | None) -> Event:
+    def postgres_is_killed(self, _: Place | None) -> Event | None:
         return self._kill_server("postgres")
 
-    def valkey_is_killed(self, _: Place | None) -> Event:
+    def valkey_is_killed(self, _: Place | None) -> Event | None:
         return self._kill_server("valkey")
 
-    def _kill_server(self, name: str) -> Event:
-        stored = self._stored()
+    def _kill_server(self, name: str) -> Event | None:
+        now = time.monotonic()
+        if now < self.killed_at.get(name, -SERVER_LIVES_SECONDS) + SERVER_LIVES_SECONDS:
+            return None
+        self.killed_at[name], stored = now, self._stored()
         with contextlib.suppress(ValueError, ProcessLookupError):
             os.kill(int((self.home / "data" / "servers" / f"{name}.pid").read_text()), signal.SIGKILL)
         return Event(lambda: self._stored() > stored)
