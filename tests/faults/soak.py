@@ -25,15 +25,15 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from gristmill.embedded import EmbeddedServers
-from jobs import database, keys, migrate, models
+from jobs import database, keys
 from tests import tiny_model
 from tests.faults.clients import ENDED, Client, Seen
 from tests.faults.proxy import Network
-from tests.faults.system import System
+from tests.faults.system import System, on_servers_of_its_own
 from tests.faults.worker import MODEL
 from tests.gristmill.embedded.conftest import open_folder, remove
 
@@ -50,6 +50,7 @@ PATIENCE = {
 WORKERS = ("io", "io", "model", "model", "model")
 CLIENTS = 5
 PAUSE_SECONDS = (1, 6)
+SERVER_LIVES_SECONDS = 40  # with one that dies more often, its supervisor waits ever longer before it starts it again
 RECOVERY_SECONDS_MAX = 60
 POLL_SECONDS = 0.05
 
@@ -78,17 +79,19 @@ class Event:
 class Soak:
     """The processes, and what befalls them."""
 
-    def __init__(self, home: Path, servers: EmbeddedServers, ledger: Engine, seed: int) -> None:
-        self.home, self.servers, self.ledger = home, servers, ledger
+    def __init__(self, home: Path, servers: EmbeddedServers, system: System, seed: int) -> None:
+        self.home, self.servers, self.system, self.ledger = home, servers, system, system.ledger
         self.chance = random.Random(seed)
         self.seen = Seen()
         self.recoveries: dict[str, list[float]] = defaultdict(list)
+        self.killed_at: dict[str, float] = {}
         self.over, self.calm = threading.Event(), threading.Event()
-        self.system = System(ledger, servers.addresses, home, patience=PATIENCE)
-        self.api = self.system.start("api")
+        self.system.patience = PATIENCE
+        self.system.start("api")
         self.places = [self._place(number, kind) for number, kind in enumerate(WORKERS)]
-        self.key = database.run(ledger, lambda c: keys.create(c, name="soak"))
+        self.key = database.run(self.ledger, lambda c: keys.create(c, name="soak"))
         self.lock = threading.Lock()
+        threading.excepthook = lambda failed: self.seen.accuse(f"the soak itself failed: {failed.exc_value!r}")
 
     def _place(self, number: int, kind: str) -> Place:
         url = self.servers.addresses.database_url
@@ -177,14 +180,17 @@ class Soak:
         end = self.chance.choice([place.network.heal, place.network.cut])
         return Event(moves_on, self._beyond_a_lease(), end)
 
-    def postgres_is_killed(self, _: Place | None) -> Event:
+    def postgres_is_killed(self, _: Place | None) -> Event | None:
         return self._kill_server("postgres")
 
-    def valkey_is_killed(self, _: Place | None) -> Event:
+    def valkey_is_killed(self, _: Place | None) -> Event | None:
         return self._kill_server("valkey")
 
-    def _kill_server(self, name: str) -> Event:
-        stored = self._stored()
+    def _kill_server(self, name: str) -> Event | None:
+        now = time.monotonic()
+        if now < self.killed_at.get(name, -SERVER_LIVES_SECONDS) + SERVER_LIVES_SECONDS:
+            return None
+        self.killed_at[name], stored = now, self._stored()
         with contextlib.suppress(ValueError, ProcessLookupError):
             os.kill(int((self.home / "data" / "servers" / f"{name}.pid").read_text()), signal.SIGKILL)
         return Event(lambda: self._stored() > stored)
@@ -308,18 +314,13 @@ def main() -> int:
     print(f"seed {chosen.seed}", flush=True)
     home = open_folder()
     tiny_model.write(home / "models" / MODEL)
-    with EmbeddedServers(home / "data", say=print) as servers:
-        migrate.upgrade(servers.addresses.database_url)
-        ledger = database.connect(servers.addresses.database_url, connections=16)
-        database.run(ledger, lambda c: (keys.ensure_project(c, keys.DEFAULT_PROJECT), models.register(c, [MODEL])))
-        soak = Soak(home, servers, ledger, chosen.seed)
+    with on_servers_of_its_own(home / "data", home, connections=16) as (system, servers):
+        soak = Soak(home, servers, system, chosen.seed)
         try:
             run(soak, chosen.minutes, chosen.seed)
             print(told(soak, chosen.minutes, chosen.seed), flush=True)
         finally:
             soak.over.set()
-            soak.system.kill_all()
-            ledger.dispose()
     if soak.seen.broken:
         print(f"the logs are in {home}")
         return 1

@@ -17,14 +17,15 @@ from worker.engine import Completion, Prompt
 from worker.pump import Pump
 
 WEIGHTS = {"one": 1, "two": 2, "three": 3}
-LINES = 1_000
-ASKED = 1_500  # so many that none of the three is through
+LINES = 1_400
+ASKED = 2_000  # so many that none of the three is through
 
 
 class Counting(FakeEngine):
     """Stops its pump after ASKED lines. The model's tokens are the bytes of its text."""
 
     answer = (70, 71)
+    slots = 8  # of which follows that no more than 28 lines are leased at once: by so much one may be ahead
     pump: Pump
     asked = 0
 
