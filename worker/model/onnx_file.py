@@ -64,7 +64,7 @@ class OnnxFile:
         self._weights.write(b"\0" * (-self._weights.tell() % _ALIGNMENT_BYTES))
         offset = self._weights.tell()
         array = np.ascontiguousarray(array)
-        self._weights.write(array.data)
+        self._weights.write(array.reshape(-1).view(np.uint8).data)
         tensor = TensorProto(
             name=name,
             dims=array.shape,

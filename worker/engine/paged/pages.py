@@ -65,11 +65,6 @@ class PagedText:
     page_tokens: int
     pages: list[int] = field(default_factory=list)
 
-    @property
-    def own_pages(self) -> int:
-        """How many no other text has."""
-        return sum(self.pool.owners(page) == 1 for page in self.pages)
-
     def fork(self, length: int) -> "PagedText":
         """A text that begins with the same `length` positions: it has their pages too."""
         pages = self.pages[: self._pages_for(length)]
@@ -79,8 +74,8 @@ class PagedText:
     def write(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Make room for the positions from start to stop, and forget what came after start.
 
-        Gives the pages to be copied before, each with its copy: at most the one in which `start` lies. OutOfBlocks
-        leaves all as it was.
+        Gives the pages to be copied before, each with its copy: at most the one in which `start` lies, which is made
+        the text's own even where nothing is written. OutOfBlocks leaves all as it was.
         """
         kept = self._pages_for(start)
         if kept > len(self.pages):
