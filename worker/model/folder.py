@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import block_graph, graph, ready_weights, tokenizer, trial
+from worker.model import block_graph, graph, paged_graph, ready_weights, tokenizer, trial
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
@@ -118,6 +118,8 @@ def _write_graph(path: Path, checkpoint: Checkpoint, precision: Precision) -> No
         trial.check(path / GRAPH_NAME, spec, precision)
     elif precision is Precision.INT8:
         block_graph.write(spec, weights, path)
+    elif precision is Precision.BF16:
+        paged_graph.write(spec, weights, precision, path)
     else:
         graph.write(spec, weights, precision, path)
 

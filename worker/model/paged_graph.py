@@ -37,7 +37,6 @@ from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
 from worker.model.weights import LayerWeights, Linear, Weights, stacked
 
-
 _FLOAT8: Final[DTypeLike] = np.dtype(ml_dtypes.float8_e4m3fn)
 
 

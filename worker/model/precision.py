@@ -10,7 +10,6 @@ from numpy.typing import DTypeLike
 
 from worker.model.errors import UnsupportedModel
 
-
 _BFLOAT16: Final[DTypeLike] = np.dtype(ml_dtypes.bfloat16)
 
 

@@ -38,8 +38,7 @@ def compute(session: CpuPagedSession, pieces: list[tuple[list[int], int, list[in
     ids = [np.array(piece) for piece, _, _ in pieces]
     run = packing.of_pieces(ids, [start for _, start, _ in pieces], [True] * len(pieces), table)
     tokens = len(run.input_ids)
-    session.run(replace(run, logits_indices=np.arange(tokens, dtype=np.int32)))
-    return session.logits(tokens)
+    return session.logits_at(session.run(replace(run, logits_indices=np.arange(tokens, dtype=np.int32))))
 
 
 def test_prompts_packed_without_padding_give_the_logits_of_transformers(session: CpuPagedSession, name: str) -> None:

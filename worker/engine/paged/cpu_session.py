@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from worker.engine.paged import attention
 from worker.engine.paged.attention import Attributes, Cache, Packing, Turning
 from worker.engine.paged.packing import PackedRun
-from worker.engine.softmax import Logits
+from worker.engine.softmax import Ids, Logits
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
@@ -71,14 +71,15 @@ class CpuPagedSession:
                 for cache in (node.key, node.value):
                     cache.array[target] = cache.array[source]
 
-    def run(self, run: PackedRun) -> None:
+    def run(self, run: PackedRun) -> Ids:
         values: Values = dict(run.inputs())
         for step in self._steps:
             step.run(values)
         self._logits = values["logits"]
+        return np.arange(run.rows)
 
-    def logits(self, rows: int) -> Logits:
-        return self._logits[:rows]
+    def logits_at(self, rows: Ids) -> Logits:
+        return self._logits[rows]
 
     def close(self) -> None:
         self._steps.clear()

@@ -117,6 +117,16 @@ class Occupancy:
         """Every row has one position more."""
         self._lengths[: self.rows] += 1
 
+    def write_row(self, row: int, tokens: int) -> None:
+        """Give one row the pages for so many positions more, which it has once `grow_row` says so."""
+        length, text = int(self._lengths[row]), self._rows[row]
+        text.write(length, length + tokens)
+        self._table[row, : len(text.pages)] = text.pages
+
+    def grow_row(self, row: int, tokens: int) -> None:
+        """One row has so many positions more."""
+        self._lengths[row] += tokens
+
     def row_table(self, pages: int) -> Lengths:
         """The first pages of every row, [rows, pages], nobody's where one has fewer."""
         return self._table[: self.rows, :pages]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from worker.engine.paged.packing import PackedRun
-from worker.engine.softmax import Logits
+from worker.engine.softmax import Ids, Logits
 
 
 class PagedSession(Protocol):
@@ -19,14 +19,14 @@ class PagedSession(Protocol):
         """Make the second page of each pair as the first, in all layers, one pair after the other."""
         ...
 
-    def run(self, run: PackedRun) -> None:
-        """Compute. The logits stay on the device until the next run; OutOfMemory leaves pages as they were, but for
-        the places that this run writes.
+    def run(self, run: PackedRun) -> Ids:
+        """Compute, and tell which rows of the logits are those wanted. They stay on the device until the next run;
+        OutOfMemory leaves pages as they were, but for the places that this run writes.
         """
         ...
 
-    def logits(self, rows: int) -> Logits:
-        """The first rows of logits of the last run, in host memory that is the caller's until the next run."""
+    def logits_at(self, rows: Ids) -> Logits:
+        """Some rows of the logits of the last run, in host memory that is the caller's until the next run."""
         ...
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from worker.engine.paged.cpu_session import CpuPagedSession
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.packing import PackedRun
 from worker.engine.paged.paged_runner import PagedRunner
+from worker.engine.softmax import Ids
 from worker.model import Precision, paged_graph
 from worker.model.spec import ModelSpec
 
@@ -36,11 +37,11 @@ class WatchedSession(CpuPagedSession):
         super().__init__(graph, place.pages, place.page_tokens)
         self.runs: list[PackedRun] = []
 
-    def run(self, run: PackedRun) -> None:
+    def run(self, run: PackedRun) -> Ids:
         if len(run.input_ids) > self.tokens_max:
             raise OutOfMemory("scripted")
         self.runs.append(run)
-        super().run(run)
+        return super().run(run)
 
 
 @dataclass

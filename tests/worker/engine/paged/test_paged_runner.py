@@ -166,6 +166,27 @@ def test_a_step_of_both_kinds_gives_prompts_first(graph: Path, truth: Opened) ->
     assert len(logits) == 2
 
 
+@pytest.mark.parametrize("length", [1, PAGE - 1, PAGE, 40])
+def test_tokens_fed_ahead_and_rows_not_read_change_nothing(graph: Path, truth: Opened, length: int) -> None:
+    runner = opened(graph, room()).runner
+    texts = [text(length), text(11)]
+    for stage, ids in enumerate(texts):
+        feed(runner, stage, ids)
+        runner.place(stage, len(ids))
+    assert runner.feeds(2)
+    assert not runner.feeds(1)
+    ahead = text(PAGE + 3, seed=8)
+    runner.feed(0, ahead.tolist())
+    texts[0] = np.append(texts[0], ahead)
+    for unread in ([], [0], [1]):
+        texts = [np.append(ids, 5) for ids in texts]
+        read = [ids for row, ids in enumerate(texts) if row not in unread]
+        logits = runner.step([], [5, 5], unread)
+        assert len(logits) == len(read)
+        for found, ids in zip(logits, read, strict=True):
+            same(found, alone(truth, ids))
+
+
 def test_pieces_that_end_no_prompt_give_no_logits(graph: Path) -> None:
     runner = opened(graph, room()).runner
     assert runner.step([Span(0, 0, text(30), ends_prompt=False)], []).shape == (0, runner.vocabulary)
