@@ -23,7 +23,7 @@ from typing import Any, assert_never
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
-from worker.model.onnx_file import MICROSOFT, OnnxFile
+from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import Activation, ModelSpec
 from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
@@ -48,7 +48,7 @@ class Stream:
 class Decoder:
     """Writes the nodes of one model; the names of values are `{place}.{what}`. `paged_graph` has another attention."""
 
-    file: OnnxFile
+    file: OnnxGraph
     spec: ModelSpec
     precision: Precision
 

@@ -32,7 +32,7 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.graph import Decoder
-from worker.model.onnx_file import MICROSOFT, OnnxFile
+from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
 from worker.model.weights import LayerWeights, Linear, Weights, stacked
@@ -78,8 +78,8 @@ def write(
         build(file, spec, weights, precision, cache or PagedCache())
 
 
-def build(file: OnnxFile, spec: ModelSpec, weights: Weights, precision: Precision, cache: PagedCache) -> None:
-    """Put all nodes and weights into a file, and save it."""
+def build(file: OnnxGraph, spec: ModelSpec, weights: Weights, precision: Precision, cache: PagedCache) -> None:
+    """Put all nodes and weights into a graph, and save it."""
     _PagedDecoder(file, spec, precision, cache=cache).write(weights)
     caches = [_cache(prefix, spec, cache.element(precision)) for prefix in ("past_key_values", "present")]
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocabulary])

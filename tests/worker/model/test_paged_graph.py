@@ -14,6 +14,7 @@ from tests.worker.model.test_architectures import assert_same, recorded, source,
 from worker.engine.paged import packing
 from worker.engine.paged.cpu_session import CpuPagedSession
 from worker.model import Precision, paged_graph
+from worker.model.onnx_file import OnnxGraph
 from worker.model.paged_graph import CacheFormat, PagedCache
 
 PAGE = 4
@@ -78,3 +79,19 @@ def test_every_node_is_one_that_a_captured_run_may_have(tmp_path: Path) -> None:
         *("PagedAttention", "QuickGelu", "Mul", "Cast"),
     }
     assert paged_graph.is_paged(tmp_path / "model.onnx")
+
+
+def test_weights_in_memory_reach_a_session_without_a_file() -> None:
+    """Also those in bf16, whose type numpy does not know by itself."""
+    graph = OnnxGraph()
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
+    graph.weight("weight", weight.astype(Precision.BF16.dtype))
+    graph.weight("whole", weight)
+    graph.node("Cast", ["weight"], "widened", to=onnx.TensorProto.FLOAT)
+    graph.node("Add", ["widened", "whole"], "sum")
+    graph.save([], [onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, [3, 4])])
+    options = ort.SessionOptions()
+    graph.give_weights(options)
+    [found] = ort.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"]).run(None, {})
+    np.testing.assert_allclose(found, 2 * weight, rtol=2**-8)
+    assert (found != 2 * weight).any(), "it was not in 16 bits"

@@ -35,9 +35,7 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
     session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=True)
     spec = model.spec
     layout = PageLayout(spec.layers, spec.kv_heads, spec.head_size, page_tokens(spec.head_size), element_bytes(session))
-    context_tokens = min(spec.context_length, settings.context_tokens_max)
-    free = memory.facts.free_bytes - int(memory.facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
-    room = room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
+    room = room_on(memory, layout, spec, settings)
     try:
         paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=True)
     except OutOfMemory as error:
@@ -53,6 +51,14 @@ def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
 
     place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
     return DeviceSampler(memory, open_graph, *place)
+
+
+def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
+    """What the settings grant, or else what is free on the card beside what a run takes."""
+    facts = memory.facts
+    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
+    context_tokens = min(spec.context_length, settings.context_tokens_max)
+    return room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
 
 
 def room_within(bytes_max: int, layout: PageLayout, context_tokens: int, slots_max: int) -> Room:
