@@ -81,6 +81,11 @@ class CpuPagedSession:
     def logits_at(self, rows: Ids) -> Logits:
         return self._logits[rows]
 
+    def largest(self) -> npt.NDArray[np.float64]:
+        """Of each layer the largest number, whatever its sign, among its keys and among its values, [layers, 2]."""
+        caches = [(node.key.array, node.value.array) for node in self._attentions]
+        return np.array([[float(np.abs(array.astype(np.float32)).max()) for array in pair] for pair in caches])
+
     def close(self) -> None:
         self._steps.clear()
         self._attentions.clear()
