@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from worker.engine import english
 from worker.engine.paged import packing
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.softmax import Logits
 from worker.model import Precision, gguf, paged_graph
 from worker.model.checkpoint import Checkpoint
 from worker.model.paged_graph import CacheFormat, PagedCache
@@ -45,24 +44,28 @@ def main() -> None:
     count = (given.stretches + 2) * given.tokens
     text = checkpoint.tokenizer.encode("\n\n".join(english.paragraphs()[:400]), add_special_tokens=False).ids[:count]
     lines = np.array(text).reshape(-1, given.tokens)
-    scales = measured_scales(checkpoint, lines[:2])
-    reference = [log_probabilities(logits) for logits in _logits(checkpoint, PagedCache(), lines[2:])]
+    session = _opened(checkpoint, PagedCache(), given.tokens)
+    scales = measured_scales(session, lines[:2])
+    reference = _log_probabilities(session, lines[2:])
     print("| cache | perplexity | divergence | same token likeliest |\n|---|---|---|---|")
-    for cache in (PagedCache(), PagedCache(CacheFormat.FP8), PagedCache(CacheFormat.INT8, scales)):
-        found = [log_probabilities(logits) for logits in _logits(checkpoint, cache, lines[2:])]
-        one = cost(found, reference, lines[2:])
-        print(f"| {cache.format} | {one.perplexity:.3f} | {one.divergence:.5f} | {one.same_top:.2%} |", flush=True)
+    _tell("float32", cost(reference, reference, lines[2:]))
+    for cache in (PagedCache(CacheFormat.FP8), PagedCache(CacheFormat.INT8, scales)):
+        found = _log_probabilities(_opened(checkpoint, cache, given.tokens), lines[2:])
+        _tell(cache.format, cost(found, reference, lines[2:]))
     print(f"\n{len(lines) - 2} stretches, {lines[2:, _GIVEN + 1 :].size:,} predicted tokens")
 
 
-def measured_scales(checkpoint: Checkpoint, lines: NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
+def _tell(name: str, one: Cost) -> None:
+    print(f"| {name} | {one.perplexity:.3f} | {one.divergence:.5f} | {one.same_top:.2%} |", flush=True)
+
+
+def measured_scales(session: CpuPagedSession, lines: NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
     """Of each layer's keys and values, so that the largest of this text just fits into int8."""
-    session = _opened(checkpoint, PagedCache(), lines.shape[1])
-    largest = np.zeros((checkpoint.spec.layers, 2))
+    found = []
     for line in lines:
-        session.logits_at(session.run(_run(line)))
-        largest = np.maximum(largest, session.largest())
-    return tuple((float(key) / 127, float(value) / 127) for key, value in largest)
+        session.run(_run(line))
+        found.append(session.largest())
+    return tuple((float(key) / 127, float(value) / 127) for key, value in np.max(found, axis=0))
 
 
 def cost(found: list[NDArray[np.float64]], reference: list[NDArray[np.float64]], lines: NDArray[np.int64]) -> Cost:
@@ -78,16 +81,14 @@ def cost(found: list[NDArray[np.float64]], reference: list[NDArray[np.float64]],
     return Cost(float(np.exp(means[0])), means[1], means[2])
 
 
-def log_probabilities(logits: Logits) -> NDArray[np.float64]:
-    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-    whole: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return whole
-
-
-def _logits(checkpoint: Checkpoint, cache: PagedCache, lines: NDArray[np.int64]) -> list[Logits]:
-    """After every token of each line, [tokens, vocabulary]."""
-    session = _opened(checkpoint, cache, lines.shape[1])
-    return [session.logits_at(session.run(_run(line))) for line in lines]
+def _log_probabilities(session: CpuPagedSession, lines: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Of every next token of each line, [tokens, vocabulary]."""
+    found = []
+    for line in lines:
+        logits = session.logits_at(session.run(_run(line)))
+        shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+        found.append(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    return found
 
 
 def _opened(checkpoint: Checkpoint, cache: PagedCache, tokens: int) -> CpuPagedSession:

@@ -42,9 +42,7 @@ class Opened:
         return PagedRunner(self.session, self.room, self.sampler)
 
 
-def open_shape(
-    name: str, device: str, settings: EngineSettings, cache: CacheFormat = CacheFormat.FULL, *, captures: bool = True
-) -> Opened:
+def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFormat = CacheFormat.FULL) -> Opened:
     """GpuUnusable where there is no card to open it on."""
     spec = shapes.SHAPES[name]
     if device == "cpu":
@@ -52,9 +50,13 @@ def open_shape(
     memory = gpu.open_memory()
     graph = OnnxGraph()
     paged_graph.build(graph, spec, shapes.weights(spec), Precision.BF16, PagedCache(cache))
-    options = ort.SessionOptions()
-    graph.give_weights(options)
-    session = gpu.open_session(graph.content, memory, options, captures=captures)
+
+    def options() -> ort.SessionOptions:
+        made = ort.SessionOptions()
+        graph.give_weights(made)
+        return made
+
+    session, captures = gpu.open_capturing(graph.content, memory, options)
     element = element_bytes(session)
     layout = PageLayout(spec.layers, spec.kv_heads, spec.head_size, opening.page_tokens(spec.head_size), element)
     room = opening.room_on(memory, layout, spec, settings)

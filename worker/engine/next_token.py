@@ -28,8 +28,9 @@ def advance(logits: Logits | DeviceRows, choices: Sequence[Choice]) -> list[Exce
     if isinstance(logits, np.ndarray):
         _advance_here(logits, choices, masks, outcomes)
         return outcomes
-    plain = [row for row, choice in enumerate(choices) if masks[row] is None and _is_plain(choice)]
-    others = [row for row in range(len(choices)) if row not in set(plain)]
+    are_plain = [mask is None and _is_plain(choice) for mask, choice in zip(masks, choices, strict=True)]
+    plain = [row for row, is_plain in enumerate(are_plain) if is_plain]
+    others = [row for row, is_plain in enumerate(are_plain) if not is_plain]
     drawn = logits.draw(plain, [choices[row].next_draw for row in plain]).tolist() if plain else []
     if others:
         fetched = [outcomes[row] for row in others]

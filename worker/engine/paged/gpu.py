@@ -1,7 +1,10 @@
 """Tells whether the GPU can be used, and if not, why, in one sentence with the cure; opens sessions on it."""
 
 import ctypes
+import logging
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +14,13 @@ from worker.engine.errors import EngineError, OutOfMemory
 from worker.engine.paged.cuda_memory import LIBRARY, CudaError, CudaMemory
 from worker.engine.session import has_cuda, is_out_of_memory
 
+logger = logging.getLogger(__name__)
+
 _DRIVER: Final = "libcuda.so.1"
 _LIBRARIES: Final = (LIBRARY, "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
 """What ONNX Runtime's CUDA part is linked against."""
+_CUDNN: Final = "libcudnn.so.9"
+"""It finds this one by itself, if it can."""
 _INSTALL: Final = "pip install 'gristmill[gpu]'"
 _DRIVER_MIN: Final = 580
 
@@ -73,7 +80,24 @@ def is_usable() -> bool:
     return True
 
 
-def open_session(graph: Path | bytes, memory: CudaMemory, options: ort.SessionOptions, *, captures: bool) -> Any:
+def open_capturing(
+    graph: Path | bytes, memory: CudaMemory, make_options: Callable[[], ort.SessionOptions]
+) -> tuple[ort.InferenceSession, bool]:
+    """A session whose runs can be captured, and whether they can: ONNX Runtime refuses graphs with a node for the CPU,
+    as some that others built have.
+    """
+    try:
+        return open_session(graph, memory, make_options(), captures=True), True
+    except GpuUnusable as error:
+        if "graph capture" not in str(error.__cause__):
+            raise
+        logger.warning("runs cannot be captured", extra={"reason": str(error.__cause__)})
+        return open_session(graph, memory, make_options(), captures=False), False
+
+
+def open_session(
+    graph: Path | bytes, memory: CudaMemory, options: ort.SessionOptions, *, captures: bool
+) -> ort.InferenceSession:
     """A session on the GPU whose runs follow the copies of `memory`. GpuUnusable where it cannot be opened."""
     options.log_severity_level = 3
     # Runs of many shapes would each keep a plan of memory of their own.
@@ -108,12 +132,23 @@ def _check_libraries(load: Callable[[str], Any]) -> None:
             "the GPU (docker run --gpus all)"
         ) from error
     if load is ctypes.CDLL:
-        ort.preload_dlls()
+        _load_from_packages()
     for library in _LIBRARIES:
         try:
             load(library)
         except OSError as error:
             raise GpuUnusable(f"the CUDA library {library} is missing; install it with: {_INSTALL}") from error
+
+
+def _load_from_packages() -> None:
+    """The CUDA libraries that were installed with pip, wherever packages are looked for: ONNX Runtime's own search
+    sees only those beside itself. What is not there may yet be found by the system.
+    """
+    ort.preload_dlls()
+    for library in (*_LIBRARIES, _CUDNN):
+        for path in [found for place in sys.path for found in Path(place).glob(f"nvidia/*/lib/{library}")][:1]:
+            with suppress(OSError):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def cure_of(error: Exception) -> str:

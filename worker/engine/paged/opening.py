@@ -32,12 +32,12 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
     GpuUnusable if there is no card to use, OutOfSlots if the cache does not hold one row.
     """
     memory = gpu.open_memory()
-    session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=True)
+    session, captures = gpu.open_capturing(model.graph_path, memory, ort.SessionOptions)
     spec = model.spec
     layout = PageLayout(spec.layers, spec.kv_heads, spec.head_size, page_tokens(spec.head_size), element_bytes(session))
     room = room_on(memory, layout, spec, settings)
     try:
-        paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=True)
+        paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=captures)
     except OutOfMemory as error:
         raise gpu.GpuUnusable(gpu.cure_of(error)) from error
     return PagedRunner(paged, room, sampler_over(paged, memory))

@@ -133,6 +133,7 @@ class OrtPagedSession:
         else:
             self._bind_inputs(self._binding, inputs, self._rows_of(run), inputs[_METADATA])
             sessions.run(self._session, self._binding, self._options(_EAGER))
+        self._memory.wait()  # the next run's inputs go where this one's were
         return self._places(run)
 
     def logits_at(self, rows: Ids) -> Logits:

@@ -109,6 +109,29 @@ def test_what_onnx_runtime_says_at_opening_is_told_with_its_cure(
     assert "onnxruntime_src" not in str(caught.value)
 
 
+def test_a_graph_that_cannot_be_captured_is_opened_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    class Session:
+        def __init__(self, content: str, options: Any, providers: list[Any]) -> None:
+            opened.append((options, providers[0][1]["enable_cuda_graph"]))
+            if providers[0][1]["enable_cuda_graph"] == "1":
+                raise RuntimeError(
+                    "This session cannot use the graph capture feature as requested by the user as all compute graph "
+                    "nodes have not been partitioned to the CUDAExecutionProvider"
+                )
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    session, captures = gpu.open_capturing(b"", CudaMemory(0, FakeCuda()), ort.SessionOptions)
+    assert isinstance(session, Session)
+    assert not captures
+    assert [captured for _, captured in opened] == ["1", "0"]
+    assert opened[0][0] is not opened[1][0]
+
+
 @pytest.mark.parametrize(
     "text",
     [
