@@ -1,5 +1,6 @@
 """Part `engine`: whole sets of prompts through the engine, and what share of the roofline that is."""
 
+from itertools import product
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from worker.engine import Engine, EngineSettings, Prompt, Sampling
 
 
 def measure(given: Given) -> dict[str, Any]:
-    """Each set once, after a few prompts that do not count; greedy, and sampled where there is time."""
+    """Each set greedily, then sampled, as far as the time allows."""
     chosen = TINY if given.is_tiny else SETS
     slots = 4 if given.is_tiny else 256
     settings = EngineSettings(
@@ -21,35 +22,31 @@ def measure(given: Given) -> dict[str, Any]:
     )
     opened = open_shape(given.shape, given.device, settings)
     began, found = perf_counter(), {}
-    for temperature in (0.0, 1.0):
-        for name, prompts in chosen.items():
+    # One engine for all: what a thread has captured is captured for this thread alone.
+    with Engine(opened.runner(), settings) as engine:
+        for temperature, (name, prompts) in product((0.0, 1.0), chosen.items()):
             if perf_counter() - began > given.seconds:
                 print("  the time of this part is up", flush=True)
-                return found
-            title = name if temperature == 0 else f"{name}, sampled"
-            found[title] = _answered(given, opened, settings, prompts, temperature)
+                break
+            title = f"{name}, sampled" if temperature else name
+            found[title] = _answered(given, opened, engine, prompts, temperature)
             print(f"  {title}: {found[title]['output_tokens_a_second']:,.0f} output tokens a second", flush=True)
     return found
 
 
-def _answered(
-    given: Given, opened: Opened, settings: EngineSettings, prompts: PromptSet, temperature: float
-) -> dict[str, Any]:
-    """One engine for each set; the session stays, and with it what has been captured."""
-    ids = prompts.prompts(opened.spec.vocabulary)
+def _answered(given: Given, opened: Opened, engine: Engine, prompts: PromptSet, temperature: float) -> dict[str, Any]:
+    """After some prompts of the same length, by which the shapes of its first steps are captured."""
+    ids = prompts.prompts(opened.spec.vocabulary, seed=int(temperature))
     asked = [
         Prompt(one, Sampling(seed=number, temperature=temperature), prompts.answer) for number, one in enumerate(ids)
     ]
-    runner = opened.runner()
-    runner.close = lambda: None  # type: ignore[method-assign]
-    with Engine(runner, settings) as engine:
-        warm = [engine.submit(Prompt(one[::-1][:50], asked[0].sampling, 8)) for one in ids[:4]]
-        for future in warm:
-            future.result()
-        before, began = engine.progress, perf_counter()
-        for future in [engine.submit(one) for one in asked]:
-            assert len(future.result()[0].token_ids) == prompts.answer
-        seconds, after = perf_counter() - began, engine.progress
+    others = prompts.prompts(opened.spec.vocabulary, seed=7)[: engine.slots]
+    for future in [engine.submit(Prompt(one, asked[0].sampling, 2)) for one in others]:
+        future.result()
+    before, began = engine.progress, perf_counter()
+    for future in [engine.submit(one) for one in asked]:
+        assert len(future.result()[0].token_ids) == prompts.answer
+    seconds, after = perf_counter() - began, engine.progress
     busy = after.busy_seconds - before.busy_seconds
     computed = after.prompt_tokens - before.prompt_tokens
     steps = after.steps - before.steps
@@ -61,7 +58,7 @@ def _answered(
         "prompt_tokens_computed": computed,
         "steps": steps,
         "outside_runner_ms_a_step": 1e3 * (busy - (after.runner_seconds - before.runner_seconds)) / steps,
-        **_share(given, opened, prompts, settings.slots_max, seconds),
+        **_share(given, opened, prompts, engine.slots, seconds),
     }
 
 
@@ -72,8 +69,8 @@ def _share(given: Given, opened: Opened, prompts: PromptSet, slots: int, seconds
     sizes = {"weight_bytes": 4 if given.device == "cpu" else 2, "cache_bytes": opened.cache_element_bytes}
     rows = min(slots, prompts.requests)
     whole = roofline.prefill(rows, prompts.own)
-    reading = rows * prompts.own * prompts.shared
-    first = roofline.Work(whole.tokens, whole.logits, whole.positions + reading, whole.pairs + reading)
+    positions = whole.positions + rows * prompts.shared
+    first = roofline.Work(whole.tokens, whole.logits, positions, whole.pairs + whole.tokens * prompts.shared)
     middle = roofline.decode(rows, prompts.shared + prompts.own + prompts.answer // 2)
     least = roofline.seconds(opened.spec, first, given.rates, **sizes)
     least += prompts.answer * roofline.seconds(opened.spec, middle, given.rates, **sizes)

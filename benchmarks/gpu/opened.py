@@ -1,5 +1,6 @@
 """A shape opened as the engine opens a model: on the card, or for a trial of the benchmark itself on the CPU."""
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from benchmarks.gpu import shapes
 from worker.engine import EngineSettings
 from worker.engine.paged import gpu, opening
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.paged.cuda_memory import CudaMemory
 from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, element_bytes
@@ -28,13 +28,12 @@ _CPU_PAGES: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A shape ready to run. `memory` is None on the CPU."""
+    """A shape ready to run."""
 
     spec: ModelSpec
     session: PagedSession
     room: Room
     cache_element_bytes: int
-    memory: CudaMemory | None = None
     sampler: DeviceSampler | None = None
 
     def runner(self) -> PagedRunner:
@@ -62,13 +61,13 @@ def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFor
     room = opening.room_on(memory, layout, spec, settings)
     limits = opening.run_limits(room, settings)
     paged = OrtPagedSession(session, memory, layout, room.pages, limits, captures=captures)
-    return Opened(spec, paged, room, element, memory, opening.sampler_over(paged, memory))
+    return Opened(spec, paged, room, element, opening.sampler_over(paged, memory))
 
 
 def _on_cpu(spec: ModelSpec, settings: EngineSettings) -> Opened:
-    stages = min(4, settings.slots_max)
+    stages, threads = min(4, settings.slots_max), max(1, (os.cpu_count() or 1) // 2)
     room = Room(_CPU_PAGES, _CPU_PAGE, stages, settings.slots_max, settings.context_tokens_max)
     with tempfile.TemporaryDirectory() as folder:
         paged_graph.write(spec, shapes.weights(spec), Precision.FP32, Path(folder))
-        session = CpuPagedSession(Path(folder, "model.onnx"), room.pages, room.page_tokens)
+        session = CpuPagedSession(Path(folder, "model.onnx"), room.pages, room.page_tokens, threads)
     return Opened(spec, session, room, 4)

@@ -16,8 +16,8 @@ class PromptSet:
     own: int
     answer: int
 
-    def prompts(self, vocabulary: int) -> list[list[int]]:
-        random = np.random.default_rng(0)
+    def prompts(self, vocabulary: int, seed: int = 0) -> list[list[int]]:
+        random = np.random.default_rng(seed)
         common = random.integers(0, vocabulary, self.shared).tolist()
         return [common + random.integers(0, vocabulary, self.own).tolist() for _ in range(self.requests)]
 

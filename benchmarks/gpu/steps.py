@@ -99,17 +99,12 @@ def _times(given: Given, opened: Opened, runs: Iterator[tuple[Work, PackedRun | 
         opened.session.run(run)
         first = perf_counter() - first
         opened.session.run(run)
-        times, on_card = [], []
+        times = []
         for _ in range(2 if given.is_tiny else _RUNS):
-            started = opened.memory.mark() if opened.memory else None
             before = perf_counter()
             opened.session.run(run)
             times.append(perf_counter() - before)
-            if opened.memory and started is not None:
-                on_card.append(opened.memory.seconds_between(started, opened.memory.mark()))
         found.append(_step(given, opened, work, statistics.median(times)) | {"first_seconds": first})
-        if on_card:
-            found[-1]["seconds_on_card"] = statistics.median(on_card)
         print(f"  {_told(found[-1])}", flush=True)
     return found
 

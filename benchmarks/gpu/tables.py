@@ -30,14 +30,13 @@ def _of_part(part: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| rows of logits | tokens | positions | ms | on the card | first run, ms | tokens a second | roofline |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| rows of logits | tokens | positions | ms | first run, ms | tokens a second | roofline |"
+    yield "|---|---|---|---|---|---|---|"
     for step in found["steps"]:
         seconds = step["seconds"]
-        card = f"{step['seconds_on_card'] / seconds:.0%}" if "seconds_on_card" in step else ""
         share = f"{step['roofline_share']:.0%}" if "roofline_share" in step else ""
         yield (
-            f"| {step['rows']} | {step['tokens']} | {step['positions']} | {seconds * 1e3:.2f} | {card} "
+            f"| {step['rows']} | {step['tokens']} | {step['positions']} | {seconds * 1e3:.2f} "
             f"| {step['first_seconds'] * 1e3:.0f} | {step['tokens'] / seconds:,.0f} | {share} |"
         )
     if fit := found.get("fit"):

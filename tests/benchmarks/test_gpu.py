@@ -25,7 +25,8 @@ def test_a_trial_on_the_cpu_fills_every_part_and_goes_on_where_it_was(tmp_path: 
     first = subprocess.run([*command, "--only", "engine"], capture_output=True, text=True, timeout=120, check=True)
     assert "engine tiny: at most" in first.stdout
     done = json.loads(out.read_text())
-    shared, plain = list(done["engine tiny"]["found"].values())[1:3]
+    found = done["engine tiny"]["found"]
+    shared, plain = found["shared 32, own 5, 4 out"], found["the same, nothing shared"]
     assert shared["prompt_tokens_computed"] < plain["prompt_tokens_computed"] == plain["prompt_tokens"]
     second = subprocess.run(
         [*command, "--only", "decode,engine"], capture_output=True, text=True, timeout=120, check=True

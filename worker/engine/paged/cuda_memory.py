@@ -95,22 +95,6 @@ class CudaMemory:
     def wait(self) -> None:
         self._call("cudaStreamSynchronize", _at(self.stream))
 
-    def mark(self) -> int:
-        """A place in the stream, to tell times between."""
-        event = ctypes.c_void_p()
-        self._call("cudaEventCreate", ctypes.byref(event))
-        self._call("cudaEventRecord", event, _at(self.stream))
-        return event.value or 0
-
-    def seconds_between(self, start: int, end: int) -> float:
-        """What the device took from one mark to a later one, which are given back."""
-        milliseconds = ctypes.c_float()
-        self._call("cudaEventSynchronize", _at(end))
-        self._call("cudaEventElapsedTime", ctypes.byref(milliseconds), _at(start), _at(end))
-        for event in (start, end):
-            self._call("cudaEventDestroy", _at(event))
-        return milliseconds.value / 1e3
-
     def close(self) -> None:
         for address in self._addresses:
             self._call("cudaFree", _at(address))

@@ -26,6 +26,8 @@ ATTEMPTS: Final = 3
 _FLOAT, _DOUBLE, _INT64, _BOOL = (
     int(kind) for kind in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL)
 )
+_OPSET: Final = 17
+"""Of which ONNX Runtime has all of these operators on CUDA; of newer ones some fall back to the CPU."""
 _LINE_UNIT: Final = 2.0**23
 _ONE: Final = float(127 << 23)
 _ROUNDING: Final = 1.0001
@@ -106,7 +108,7 @@ class _Graph:
             [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
             [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
         content: bytes = model.SerializeToString()
         return content
 

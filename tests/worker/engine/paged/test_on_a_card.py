@@ -48,7 +48,7 @@ SPEC = ModelSpec(
     bos_token_id=None,
     pad_token_id=None,
 )
-KNOBS = EngineSettings(context_tokens_max=1024, slots_max=16, kv_bytes_max=2**30, threads=4)
+KNOBS = EngineSettings(context_tokens_max=1024, slots_max=16, kv_bytes_max=2**30, threads=4, chunk_tokens=4096)
 
 
 def _why_not() -> str:

@@ -141,6 +141,9 @@ class Allowing:
             words[token // 32] |= np.uint32(1 << token % 32)
         return words
 
+    def forced(self) -> list[int]:
+        return []
+
     def accept(self, token_id: int) -> bool:
         return True
 
