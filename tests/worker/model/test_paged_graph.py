@@ -69,6 +69,20 @@ def test_in_bf16_its_types_are_those_of_the_operators(cache: CacheFormat, tmp_pa
         ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.parametrize(
+    ("precision", "kept"),
+    [(Precision.BF16, onnx.TensorProto.BFLOAT16), (Precision.BF16_FP8, onnx.TensorProto.FLOAT8E4M3FN)],
+)
+def test_a_model_is_stored_with_the_cache_that_its_precision_names(
+    precision: Precision, kept: int, tmp_path: Path
+) -> None:
+    model = tiny_model.write(tmp_path / "tiny", precision=precision)
+    graph = onnx.load(model.graph_path, load_external_data=False).graph
+    caches = {value.type.tensor_type.elem_type for value in graph.input if value.name.startswith("past_key_values.")}
+    assert caches == {kept}
+    assert {tensor.data_type for tensor in graph.initializer} >= {onnx.TensorProto.BFLOAT16}
+
+
 def test_every_node_is_one_that_a_captured_run_may_have(tmp_path: Path) -> None:
     """None that computes a shape or branches: those would run on the host."""
     loaded = tiny_model.checkpoint()

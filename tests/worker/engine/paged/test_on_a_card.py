@@ -241,9 +241,9 @@ class _Node:
         return mixed, stored
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return tiny_model.write(tmp_path_factory.mktemp("card") / "paged", spec=SPEC, precision=Precision.BF16)
+@pytest.fixture(scope="module", params=[Precision.BF16, Precision.BF16_FP8])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny_model.write(tmp_path_factory.mktemp("card") / "paged", spec=SPEC, precision=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,8 @@ def test_logits_are_those_of_float32_within_the_rounding_of_bf16(model: Any, on_
             spans = [Span(place, 0, ids, ends_prompt=True) for place, ids in enumerate(texts)] if step == 0 else []
             tokens = [] if step == 0 else [step] * len(texts)
             ours, theirs = (_host(one.step(spans, tokens)) for one in (runner, on_cpu))
-            assert np.abs(ours - theirs).max() < 0.06 * np.abs(theirs).max(), step
+            error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+            assert error < (0.06 if model.manifest.precision is Precision.BF16 else 0.2), step
             if step == 0:
                 for place, ids in enumerate(texts):
                     assert runner.place(place, len(ids)) == on_cpu.place(place, len(ids))
@@ -282,7 +283,8 @@ def test_captured_runs_give_what_runs_that_are_not_captured_give(model: Any) -> 
     found = []
     for captures in (True, False):
         session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=captures)
-        layout = opening.PageLayout(SPEC.layers, SPEC.kv_heads, SPEC.head_size, 256, 2)
+        element = opening.element_bytes(session)
+        layout = opening.PageLayout(SPEC.layers, SPEC.kv_heads, SPEC.head_size, 256, element)
         room = Room(200, 256, 8, 16, 1024)
         limits = opening.run_limits(room, KNOBS)
         paged = opening.OrtPagedSession(session, memory, layout, room.pages, limits, captures=captures)
