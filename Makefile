@@ -47,6 +47,9 @@ lint: install ## ruff, types and the import layers
 bench: install ## compare the engine with others on the same tokens
 	@$(BIN)/python -m benchmarks.compare
 
+bench-gpu: ## measure the engine on this machine's GPU, with models of real shapes and random weights
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(ARGS)
+
 bench-system: install ## time a run of 200 lines end to end
 	@$(BIN)/python -m benchmarks.end_to_end
 
@@ -61,4 +64,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test chaos soak schemas lint bench bench-system lock clean
+.PHONY: help install demo test chaos soak schemas lint bench bench-gpu bench-system lock clean

@@ -6,7 +6,7 @@ capitals. An unknown `GRISTMILL_` name stops the start, so that a typing error i
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -50,6 +50,11 @@ class Settings(BaseModel):
     database_connections: int = Field(10, ge=2, description="Connections each process may hold.")
     model_aliases: Annotated[Mapping[str, str], BeforeValidator(_aliases)] = Field(
         {}, description="Other names for models, e.g. gpt-4o-mini=smollm2-135m,gpt-4o=smollm2-135m. Unset: none."
+    )
+    device: Literal["auto", "cpu", "cuda", "any"] = Field(
+        "auto",
+        description="Where models run: auto (the GPU if ONNX Runtime was built for one), cpu, cuda, or any (the GPU if "
+        "it can be used, else the CPU).",
     )
     threads: int = Field(2, ge=1, description="CPU threads one worker's model may use.")
     niceness: int = Field(5, ge=0, le=19, description="How far workers give way to what else needs a CPU.")

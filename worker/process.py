@@ -88,14 +88,7 @@ class Process:
     def serve_model(self, app: Celery, name: str) -> None:
         """Answer lines for one model until told to stop."""
         folder = model.open_named(name, self.settings.data_dir / "models")
-        inference = engine.load(
-            folder,
-            engine.EngineSettings(
-                threads=self.settings.threads,
-                context_tokens_max=self.settings.sequence_tokens,
-                slots_max=self.settings.slots,
-            ),
-        )
+        inference = _load(folder, self.settings)
         with inference, moderation.opened(self.settings) as content_filter:
             self._pump(app, name, folder, inference, content_filter)
 
@@ -244,3 +237,17 @@ class DeafWorker(Worker):  # type: ignore[misc]
 
     def install_platform_tweaks(self, worker: object) -> None:
         """Install none."""
+
+
+def _load(folder: ModelFolder, settings: Settings) -> engine.Engine:
+    """The engine over a model. ModelError where there is no device for it, or not enough memory."""
+    chosen = engine.EngineSettings(
+        device=engine.Device(settings.device),
+        threads=settings.threads,
+        context_tokens_max=settings.sequence_tokens,
+        slots_max=settings.slots,
+    )
+    try:
+        return engine.load(folder, chosen)
+    except engine.EngineError as error:
+        raise model.ModelError(f"the model {folder.name} cannot be served: {error}") from error

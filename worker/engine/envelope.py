@@ -23,7 +23,7 @@ HEIGHT_MAX = 1.0616
 """No height is more times its weight: (1 + f) / 2**f has its maximum, 1.06148, at f = 1 / ln 2 - 1."""
 
 _ROUNDING = 1.0001  # heights are computed in float32: within 2e-5 of the line
-_UNIT = 2.0**23 / math.log(2)
+UNIT = 2.0**23 / math.log(2)
 _ONE = np.float32(127 << 23)  # the bits of 1.0
 
 
@@ -40,7 +40,7 @@ class Envelope:
     def fit(self, softmax: Softmax) -> None:
         """Take on another softmax of the same vocabulary. Weights below 2**-126 count as none."""
         self._softmax = softmax
-        softmax.scale(_UNIT, self._line)
+        softmax.scale(UNIT, self._line)
         np.add(self._line, _ONE, out=self._line)
         if self._line.min() < 0:  # a pass that most rows can do without
             np.maximum(self._line, np.float32(0), out=self._line)

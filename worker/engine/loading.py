@@ -1,6 +1,8 @@
 """Makes an engine of a model folder: opens its graph, takes the memory, picks the device."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Final, assert_never
 
 import onnxruntime as ort
 
@@ -8,6 +10,7 @@ from worker.engine.block_runner import BlockRunner, BlockSizes
 from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineError, OutOfSlots
+from worker.engine.paged import gpu, opening
 from worker.engine.runner import Runner
 from worker.engine.session import has_cuda, open_session
 from worker.engine.settings import Device, EngineSettings
@@ -15,27 +18,55 @@ from worker.engine.slot_runner import SlotRunner, cache_element
 from worker.engine.slots import CudaSlots, HostSlots, Layout
 from worker.model.block_graph import BLOCK, STAGES
 from worker.model.folder import ModelFolder
+from worker.model.paged_graph import is_paged
 from worker.model.precision import Precision
 
 _DEVICE_BYTES = 4 * 2**30
+_PAGED_CHUNK_TOKENS: Final = 8_192
 
 
 def load(model: ModelFolder, settings: EngineSettings | None = None) -> Engine:
     """An engine over a model, not started. OutOfSlots if the memory granted does not hold one sequence."""
     settings = settings or EngineSettings()
+    if is_paged(model.graph_path):
+        # Prompts are computed alone, and a card needs some thousand tokens of them to have enough to do.
+        settings = replace(settings, chunk_tokens=max(settings.chunk_tokens, _PAGED_CHUNK_TOKENS))
     return Engine(open_runner(model, settings), settings)
 
 
 def open_runner(model: ModelFolder, settings: EngineSettings) -> Runner:
-    """The model on its device, with a KV cache as large as the settings allow."""
+    """The model on its device, with a KV cache as large as the settings allow.
+
+    GpuUnusable if it needs a GPU, or one was chosen, and there is none that can be used.
+    """
     is_eighths = model.manifest.precision is Precision.INT8
-    use_cuda = settings.device is Device.CUDA or (settings.device is Device.AUTO and has_cuda() and not is_eighths)
-    if use_cuda and is_eighths:
-        raise EngineError(f"{model.name} is stored in int8, which is for CPUs; add it again with --precision fp16")
+    if is_paged(model.graph_path):
+        if settings.device is Device.CPU:
+            raise EngineError(f"{model.name} is stored for GPUs; add it again with --precision int8 to use the CPU")
+        return opening.open_runner(model, settings)
+    if settings.device is Device.CUDA and is_eighths:
+        raise EngineError(f"{model.name} is stored in int8, which is for CPUs; add it again with --precision bf16")
+    use_cuda = not is_eighths and _is_cuda_chosen(settings.device)
+    if use_cuda:
+        gpu.require()
     session = open_session(model.graph_path, threads=settings.threads, use_cuda=use_cuda)
     if is_eighths:
         return _block_runner(session, model, settings)
     return _slot_runner(session, model, settings, use_cuda=use_cuda)
+
+
+def _is_cuda_chosen(device: Device) -> bool:
+    """Whether to use the GPU, of those models that could do without."""
+    match device:
+        case Device.CPU:
+            return False
+        case Device.CUDA:
+            return True
+        case Device.AUTO:
+            return has_cuda()
+        case Device.ANY:
+            return gpu.is_usable()
+    assert_never(device)
 
 
 def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings) -> BlockRunner:

@@ -7,13 +7,12 @@ from itertools import islice
 from time import monotonic
 from typing import ParamSpec, TypeVar
 
-import numpy as np
-
 from worker.engine import next_token, scheduler
 from worker.engine.errors import OutOfMemory
 from worker.engine.lengths import Lengths
 from worker.engine.progress import Progress
 from worker.engine.prompt import URGENT
+from worker.engine.rows import DeviceRows
 from worker.engine.runner import Runner, Span
 from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
@@ -222,7 +221,7 @@ class Loop:
                 counts.append(len(rows))
         computed = [*entered, *(row for number, row in enumerate(written) if number not in unread)]
         if len(entered) > len(counts):
-            logits = np.repeat(logits, [*counts, *[1] * (len(computed) - len(entered))], axis=0)
+            logits = logits.repeat([*counts, *[1] * (len(computed) - len(entered))], axis=0)
         reading = [row for row in computed if row.awaits_token]
         if len(reading) < len(computed):
             logits = logits[[row.awaits_token for row in computed]]
@@ -252,7 +251,7 @@ class Loop:
             self._rows.append(row)
         return entered
 
-    def _read(self, logits: Logits, written: Sequence[_Row]) -> int:
+    def _read(self, logits: Logits | DeviceRows, written: Sequence[_Row]) -> int:
         """Draw and hand out the next tokens of rows whose logits these are, and tell how many; those that end give
         their row back.
         """

@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from worker.engine import english
 from worker.engine.loading import open_runner
+from worker.engine.rows import DeviceRows
 from worker.engine.runner import Runner, Span
 from worker.engine.settings import EngineSettings
+from worker.engine.softmax import Logits
 from worker.model.folder import ModelFolder
 
 _BEGINNING = 64
@@ -81,7 +83,7 @@ def compare(
     for step in range(steps):
         place = _BEGINNING + step
         given, wanted = lines[:, place].tolist(), lines[:, place + 1]
-        ours, theirs = (_log_probabilities(runner.step([], given)) for runner in (subject, reference))
+        ours, theirs = (_log_probabilities(_on_host(runner.step([], given))) for runner in (subject, reference))
         rows = np.arange(stretches)
         sums += (
             -ours[rows, wanted].sum(),
@@ -92,6 +94,10 @@ def compare(
         progress(step + 1, steps)
     means = sums / (steps * stretches)
     return Quality(steps * stretches, math.exp(means[0]), math.exp(means[1]), float(means[2]), float(means[3]))
+
+
+def _on_host(logits: Logits | DeviceRows) -> Logits:
+    return logits if isinstance(logits, np.ndarray) else logits.fetch(range(len(logits)))
 
 
 def _log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from worker.engine.rows import DeviceRows
 from worker.engine.softmax import Logits
 
 
@@ -24,8 +25,9 @@ class Span:
 class Runner(Protocol):
     """A model on a device, with stages in which prompts are computed and rows in which answers are written.
 
-    Logits are float32 [rows, vocabulary] in host memory. They belong to the caller, who may write into them,
-    until the next step. Any exception but OutOfBlocks and OutOfMemory means that the cache can no longer be trusted.
+    Logits are float32 [rows, vocabulary] in host memory, or stay on the device. They belong to the caller, who may
+    write into them, until the next step. Any exception but OutOfBlocks and OutOfMemory means that the cache can no
+    longer be trusted.
     """
 
     @property
@@ -68,7 +70,9 @@ class Runner(Protocol):
         """Positions in pages that nobody has."""
         ...
 
-    def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
+    def step(
+        self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()
+    ) -> Logits | DeviceRows:
         """Compute pieces of prompts, each in a stage of its own, and one token for every row, or for none.
 
         `token_ids` holds the rows' next tokens, in their order, or nothing. A row of logits for each span that

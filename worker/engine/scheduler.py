@@ -14,6 +14,7 @@ WORTH_WAITING_TOKENS: Final = 32
 """A prompt waits for one that is in work and begins alike if that saves more than so many tokens."""
 
 _SLOTS_FOR_ONE_URGENT: Final = 32
+_SLOTS_FOR_ONE_OF_A_BURST: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,13 @@ class Budget:
         in between would wait for that.
         """
         return self.slots // _SLOTS_FOR_ONE_URGENT
+
+    @property
+    def burst(self) -> int:
+        """Rows that must be free before prompts enter beside others. Where rows wait while prompts are computed, and
+        many prompts cost hardly more than one, they enter together.
+        """
+        return 0 if self.mixes or self.spans_max == 1 else self.slots // _SLOTS_FOR_ONE_OF_A_BURST
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,8 @@ def admit(
     if choices < 1 or len(inside) == min(budget.spans_max, len(first.hits)):
         return None
     if inside and first.coming > max(first.hits) + WORTH_WAITING_TOKENS:
+        return None
+    if rows and not inside and not first.is_urgent and budget.slots - rows < budget.burst:
         return None
     fitting = (room.free_tokens - room.promised_tokens) // expected_tokens
     choices = min(choices, fitting if taken else max(1, fitting))

@@ -6,8 +6,11 @@ import onnxruntime as ort
 
 from worker.engine.errors import OutOfMemory
 
-_SIGNS_OF_NO_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory")
-"""As ONNX Runtime's arenas, the C++ library and CUDA say it."""
+_SIGNS_OF_NO_MEMORY = (
+    *("failed to allocate", "is smaller than requested bytes", "bad_alloc", "bad allocation"),
+    *("out of memory", "alloc_failed", "allocation failed"),
+)
+"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it."""
 
 
 def has_cuda() -> bool:
@@ -34,15 +37,20 @@ def open_session(path: Path, *, threads: int, use_cuda: bool) -> ort.InferenceSe
     return session
 
 
-def run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+def is_out_of_memory(error: Exception) -> bool:
+    """Is this what ONNX Runtime or CUDA says where memory is short?"""
+    return any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
+
+
+def run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
     """Run a graph on what is bound. OutOfMemory if its tensors do not fit: outputs bound in place are then not
     to be relied on where this run would have written.
     """
     try:
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, options)
     except MemoryError as error:
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        if any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY):
+        if is_out_of_memory(error):
             raise OutOfMemory(str(error)) from error
         raise

@@ -8,9 +8,11 @@ class Device(StrEnum):
     """Where the model runs."""
 
     AUTO = "auto"
-    """CUDA where ONNX Runtime offers it, else the CPU."""
+    """CUDA where ONNX Runtime was built with it, and then it is an error if no GPU can be used; else the CPU."""
     CPU = "cpu"
     CUDA = "cuda"
+    ANY = "any"
+    """CUDA if a GPU can be used, else the CPU, for those models that can do without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,14 @@ class EngineSettings:
     context_tokens_max: int = 2048
     """The longest prompt and answer together, or the model's context if that is less; longer prompts are refused."""
     kv_bytes_max: int = 0
-    """Memory for keys and values; 0 takes half of what is free on a CPU, and 4 GiB on a device. On a CPU it is
-    taken as it is touched.
+    """Memory for keys and values; 0 takes half of what is free on a CPU, all that is free for pages on a GPU, and
+    4 GiB for slots there. On a CPU it is taken as it is touched.
     """
     slots_max: int = 64
     """The most sequences written at once."""
     stages: int = 4
-    """How many beginnings of prompts are kept for those to come that begin alike; an int8 model has its own number."""
+    """How many beginnings of prompts are kept for those to come that begin alike; int8 and bf16 have a number of
+    their own.
+    """
     chunk_tokens: int = 512
-    """The most tokens of prompts computed at once."""
+    """The most tokens of prompts computed at once; on a GPU with pages at least 8,192."""

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import block_graph, graph, ready_weights, tokenizer, trial
+from worker.model import block_graph, graph, paged_graph, ready_weights, tokenizer, trial
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
 from worker.model.onnx_file import GRAPH_NAME, WEIGHTS_NAME
+from worker.model.paged_graph import CacheFormat, PagedCache
 from worker.model.precision import Precision
 from worker.model.ready_graph import ReadyGraph
 from worker.model.spec import ModelSpec
@@ -118,6 +119,9 @@ def _write_graph(path: Path, checkpoint: Checkpoint, precision: Precision) -> No
         trial.check(path / GRAPH_NAME, spec, precision)
     elif precision is Precision.INT8:
         block_graph.write(spec, weights, path)
+    elif precision in (Precision.BF16, Precision.BF16_FP8):
+        kept = CacheFormat.FULL if precision is Precision.BF16 else CacheFormat.FP8
+        paged_graph.write(spec, weights, precision, path, PagedCache(kept))
     else:
         graph.write(spec, weights, precision, path)
 

@@ -23,7 +23,7 @@ from typing import Any, assert_never
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
-from worker.model.onnx_file import MICROSOFT, OnnxFile
+from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import Activation, ModelSpec
 from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
@@ -32,12 +32,12 @@ from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
 def write(spec: ModelSpec, weights: Weights, precision: Precision, folder: Path) -> None:
     """Write model.onnx and model.onnx.data into the folder, one layer in memory at a time."""
     with OnnxFile(folder) as file:
-        _Decoder(file, spec, precision).write(weights)
+        Decoder(file, spec, precision).write(weights)
         file.save(_inputs(spec, precision), _outputs(spec, precision))
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
+class Stream:
     """The residual stream between two norms: what has been summed, and what is to be added next."""
 
     sum: str
@@ -45,10 +45,10 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoder:
-    """Writes the nodes of one model; the names of values are `{place}.{what}`."""
+class Decoder:
+    """Writes the nodes of one model; the names of values are `{place}.{what}`. `paged_graph` has another attention."""
 
-    file: OnnxFile
+    file: OnnxGraph
     spec: ModelSpec
     precision: Precision
 
@@ -56,34 +56,34 @@ class _Decoder:
     """The names of cos and sin by the frequencies they are made of."""
 
     def write(self, weights: Weights) -> None:
-        embedding = self._weight("embedding.weight", weights.embedding())
-        stream = _Stream(self.file.node("Gather", [embedding, "input_ids"], "embedding.output"), delta=None)
+        embedding = self.weight("embedding.weight", weights.embedding())
+        stream = Stream(self.file.node("Gather", [embedding, "input_ids"], "embedding.output"), delta=None)
         for index in range(self.spec.layers):
             stream = self._layer(index, weights.layer(index), stream)
         hidden, _ = self._norm("final_norm", weights.final_norm(), stream)
         if self.spec.tied_embeddings:
             self._logits(hidden, embedding)
         else:
-            self._logits(hidden, self._weight("lm_head.weight", weights.lm_head()))
+            self._logits(hidden, self.weight("lm_head.weight", weights.lm_head()))
 
-    def _layer(self, index: int, layer: LayerWeights, stream: _Stream) -> _Stream:
+    def _layer(self, index: int, layer: LayerWeights, stream: Stream) -> Stream:
         place = f"layers.{index}"
         hidden, total = self._norm(f"{place}.attention_norm", layer.attention_norm, stream)
-        attended = self._attention(index, hidden, layer)
+        attended = self.attention(index, hidden, layer)
         if index == self.spec.layers - 1:
             # From here on each position stands alone, so go on with those that want logits.
-            total, attended = self._rows("rows.sum", total), self._rows("rows.attended", attended)
+            total, attended = self.rows("rows.sum", total), self.rows("rows.attended", attended)
         attended = self._post_norm(f"{place}.attention_post_norm", layer.attention_post_norm, attended)
-        stream = _Stream(total, attended)
+        stream = Stream(total, attended)
         hidden, total = self._norm(f"{place}.feed_forward_norm", layer.feed_forward_norm, stream)
-        added = self._feed_forward(f"{place}.feed_forward", hidden, layer)
-        return _Stream(total, self._post_norm(f"{place}.feed_forward_post_norm", layer.feed_forward_post_norm, added))
+        added = self.feed_forward(f"{place}.feed_forward", hidden, layer)
+        return Stream(total, self._post_norm(f"{place}.feed_forward_post_norm", layer.feed_forward_post_norm, added))
 
-    def _attention(self, index: int, hidden: str, layer: LayerWeights) -> str:
+    def attention(self, index: int, hidden: str, layer: LayerWeights) -> str:
         place = f"layers.{index}.attention"
         past = [f"past_key_values.{index}.{part}" for part in ("key", "value")]
         present = [f"present.{index}.{part}" for part in ("key", "value")]
-        cos, sin = self._rotary(layer.rotary)
+        cos, sin = self.rotary(layer.rotary)
         self.file.nodes(
             "GroupQueryAttention",
             [*self._query_key_value(place, hidden, layer), *past, "seqlens_k", "total_sequence_length", cos, sin],
@@ -92,11 +92,11 @@ class _Decoder:
             num_heads=self.spec.heads,
             kv_num_heads=self.spec.kv_heads,
             do_rotary=int(layer.rotary is not None),
-            **self._attention_options(index),
+            **self.attention_options(index),
         )
-        return self._linear(f"{place}.output", f"{place}.mixed", layer.output)
+        return self.linear(f"{place}.output", f"{place}.mixed", layer.output)
 
-    def _attention_options(self, index: int) -> Mapping[str, Any]:
+    def attention_options(self, index: int) -> Mapping[str, Any]:
         options: dict[str, Any] = {}
         if window := self.spec.window(index):
             options["local_window_size"] = window
@@ -106,7 +106,7 @@ class _Decoder:
 
     def _query_key_value(self, place: str, hidden: str, layer: LayerWeights) -> list[str]:
         """In one tensor, as the operator also takes them; in three where queries and keys have a norm."""
-        packed = self._linear(f"{place}.qkv", hidden, stacked(layer.query, layer.key, layer.value))
+        packed = self.linear(f"{place}.qkv", hidden, stacked(layer.query, layer.key, layer.value))
         if layer.query_norm is None or layer.key_norm is None:
             return [packed, "", ""]
         query, key, value = (f"{place}.{part}" for part in ("query", "key", "value"))
@@ -118,20 +118,20 @@ class _Decoder:
     def _heads_norm(self, place: str, gain: Tensor, heads: str) -> str:
         """The norm of [B, S, any heads * head_size], each head for itself if the gain is as long as one."""
         if len(gain) != self.spec.head_size:
-            return self._plain_norm(place, gain, heads)
+            return self.plain_norm(place, gain, heads)
         each = self.file.constant(f"{place}.each", [0, 0, -1, self.spec.head_size])
-        normed = self._plain_norm(place, gain, self.file.node("Reshape", [heads, each], f"{place}.heads"))
+        normed = self.plain_norm(place, gain, self.file.node("Reshape", [heads, each], f"{place}.heads"))
         together = self.file.constant(f"{place}.together", [0, 0, -1])
         return self.file.node("Reshape", [normed, together], f"{place}.output")
 
-    def _feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
-        both = self._linear(f"{place}.gate_up", hidden, stacked(layer.gate, layer.up))
+    def feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
+        both = self.linear(f"{place}.gate_up", hidden, stacked(layer.gate, layer.up))
         gate, up = f"{place}.gate", f"{place}.up"
         self.file.nodes("Split", [both], [gate, up], axis=-1, num_outputs=2)
-        gated = self.file.node("Mul", [self._activation(place, gate), up], f"{place}.gated")
-        return self._linear(f"{place}.down", gated, layer.down)
+        gated = self.file.node("Mul", [self.activation(place, gate), up], f"{place}.gated")
+        return self.linear(f"{place}.down", gated, layer.down)
 
-    def _activation(self, place: str, gate: str) -> str:
+    def activation(self, place: str, gate: str) -> str:
         match self.spec.activation:
             case Activation.SILU:  # which ONNX Runtime has under this name
                 return self.file.node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
@@ -140,13 +140,13 @@ class _Decoder:
             case _:
                 assert_never(self.spec.activation)
 
-    def _rows(self, place: str, value: str) -> str:
+    def rows(self, place: str, value: str) -> str:
         """The rows of logits_indices, [R, hidden], out of [B, S, hidden]."""
         shape = self.file.constant(f"{place}.shape", [-1, self.spec.hidden])
         flat = self.file.node("Reshape", [value, shape], f"{place}.flat")
         return self.file.node("Gather", [flat, "logits_indices"], place, axis=0)
 
-    def _norm(self, place: str, gain: Tensor | None, stream: _Stream) -> tuple[str, str]:
+    def _norm(self, place: str, gain: Tensor | None, stream: Stream) -> tuple[str, str]:
         """The normalized stream and the stream itself, its delta added."""
         if gain is None:
             total = stream.sum
@@ -154,8 +154,8 @@ class _Decoder:
                 total = self.file.node("Add", [stream.delta, stream.sum], f"{place}.sum")
             return total, total
         if stream.delta is None:
-            return self._plain_norm(place, gain, stream.sum), stream.sum
-        weight = self._weight(f"{place}.weight", gain)
+            return self.plain_norm(place, gain, stream.sum), stream.sum
+        weight = self.weight(f"{place}.weight", gain)
         total = f"{place}.sum"
         self.file.nodes(
             "SkipSimplifiedLayerNormalization",
@@ -167,32 +167,32 @@ class _Decoder:
         return place, total
 
     def _post_norm(self, place: str, gain: Tensor | None, value: str) -> str:
-        return value if gain is None else self._plain_norm(place, gain, value)
+        return value if gain is None else self.plain_norm(place, gain, value)
 
-    def _plain_norm(self, place: str, gain: Tensor, value: str) -> str:
-        weight = self._weight(f"{place}.weight", gain)
+    def plain_norm(self, place: str, gain: Tensor, value: str) -> str:
+        weight = self.weight(f"{place}.weight", gain)
         return self.file.node(
             "SimplifiedLayerNormalization", [value, weight], place, axis=-1, epsilon=self.spec.norm_epsilon
         )
 
-    def _linear(self, place: str, value: str, layer: Linear) -> str:
+    def linear(self, place: str, value: str, layer: Linear) -> str:
         """The one place that decides how a linear layer is computed."""
-        weight = self._weight(f"{place}.weight", layer.weight.T)
+        weight = self.weight(f"{place}.weight", layer.weight.T)
         if layer.bias is None:
             return self.file.node("MatMul", [value, weight], place)
         product = self.file.node("MatMul", [value, weight], f"{place}.product")
-        return self.file.node("Add", [product, self._weight(f"{place}.bias", layer.bias)], place)
+        return self.file.node("Add", [product, self.weight(f"{place}.bias", layer.bias)], place)
 
     def _logits(self, hidden: str, lm_head: str) -> None:
         if not self.spec.logits_softcap:
-            self._wide_product(hidden, lm_head, "logits")
+            self.wide_product(hidden, lm_head, "logits")
             return
-        self._wide_product(hidden, lm_head, "logits.uncut")
+        self.wide_product(hidden, lm_head, "logits.uncut")
         cap = self.file.tensor("logits.softcap", np.array(self.spec.logits_softcap, np.float32))
         parts = self.file.node("Div", ["logits.uncut", cap], "logits.parts")
         self.file.node("Mul", [self.file.node("Tanh", [parts], "logits.bent"), cap], "logits")
 
-    def _wide_product(self, hidden: str, lm_head: str, output: str) -> None:
+    def wide_product(self, hidden: str, lm_head: str, output: str) -> None:
         """The lm_head's outputs in float32."""
         if self.precision is Precision.FP32:
             self.file.node("Gemm", [hidden, lm_head], output, transB=1)
@@ -200,7 +200,7 @@ class _Decoder:
         narrow = self.file.node("Gemm", [hidden, lm_head], f"{output}.narrow", transB=1)
         self.file.node("Cast", [narrow], output, to=TensorProto.FLOAT)
 
-    def _rotary(self, frequencies: Tensor | None) -> tuple[str, str]:
+    def rotary(self, frequencies: Tensor | None) -> tuple[str, str]:
         """cos and sin of every position, [context_length, head_size / 2] (RoFormer, arXiv 2104.09864)."""
         if frequencies is None:
             return "", ""
@@ -208,11 +208,11 @@ class _Decoder:
         if key not in self.rotary_tables:
             angles = np.outer(np.arange(self.spec.context_length, dtype=np.float32), frequencies)
             place = f"rotary.{len(self.rotary_tables)}"
-            cos, sin = self._weight(f"{place}.cos", np.cos(angles)), self._weight(f"{place}.sin", np.sin(angles))
+            cos, sin = self.weight(f"{place}.cos", np.cos(angles)), self.weight(f"{place}.sin", np.sin(angles))
             self.rotary_tables[key] = cos, sin
         return self.rotary_tables[key]
 
-    def _weight(self, name: str, array: Tensor) -> str:
+    def weight(self, name: str, array: Tensor) -> str:
         return self.file.weight(name, array.astype(self.precision.dtype, copy=False))
 
 

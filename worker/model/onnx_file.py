@@ -1,4 +1,4 @@
-"""An ONNX model being written: nodes are kept, weights go straight to one file beside it.
+"""An ONNX model being written: nodes are kept; weights go to one file beside it, or stay in memory.
 
 ONNX Runtime maps that file into memory, so the processes of one machine share its pages.
 """
@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -21,25 +22,18 @@ _IR_VERSION: Final = 10
 _ALIGNMENT_BYTES: Final = 4096  # a page, so that a mapped tensor starts on one
 
 
-class OnnxFile:
+class OnnxGraph:
     """Collects a graph. Every value is named by its caller; nodes must come in the order in which they run.
 
-    Use as a context manager: it holds the weights file open.
+    Its weights stay where they are: `initializers` gives them to a session that is opened of `content`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self.content = b""
+        """The graph, once it is saved."""
         self._nodes: list[NodeProto] = []
         self._initializers: list[TensorProto] = []
-        self._weights = (folder / WEIGHTS_NAME).open("wb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._weights.close()
+        self._arrays: dict[str, NDArray[Any]] = {}
 
     def node(self, operator: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output; gives the name of that output."""
@@ -60,18 +54,15 @@ class OnnxFile:
         )
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
-        """Append a tensor to the weights file and declare it; gives its name."""
-        self._weights.write(b"\0" * (-self._weights.tell() % _ALIGNMENT_BYTES))
-        offset = self._weights.tell()
+        """Keep a tensor outside the graph and declare it; gives its name."""
         array = np.ascontiguousarray(array)
-        self._weights.write(array.data)
         tensor = TensorProto(
             name=name,
             dims=array.shape,
             data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
             data_location=TensorProto.EXTERNAL,
         )
-        for key, value in (("location", WEIGHTS_NAME), ("offset", offset), ("length", array.nbytes)):
+        for key, value in (("location", WEIGHTS_NAME), ("offset", self.keep(name, array)), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
         self._initializers.append(tensor)
         return name
@@ -87,10 +78,56 @@ class OnnxFile:
         return name
 
     def save(self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> None:
-        """Write the graph beside its weights."""
+        """The graph is whole."""
         graph = helper.make_graph(self._nodes, "gristmill", inputs, outputs, self._initializers)
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
         model: ModelProto = helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="gristmill"
         )
-        (self._folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
+        self.content = model.SerializeToString(deterministic=True)
+
+    def keep(self, name: str, array: NDArray[Any]) -> int:
+        """Take a weight; gives its place among them."""
+        self._arrays[name] = array
+        return len(self._arrays)
+
+    def give_weights(self, options: ort.SessionOptions) -> None:
+        """Let a session of `content` find the weights; they must stay until it is open."""
+        options.add_external_initializers(list(self._arrays), [_value(array) for array in self._arrays.values()])
+
+
+class OnnxFile(OnnxGraph):
+    """Writes the graph and its weights into a folder. Use as a context manager: it holds the weights file open."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._weights = (folder / WEIGHTS_NAME).open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._weights.close()
+
+    def keep(self, name: str, array: NDArray[Any]) -> int:  # noqa: ARG002
+        """Append a weight to the file; gives where it begins."""
+        self._weights.write(b"\0" * (-self._weights.tell() % _ALIGNMENT_BYTES))
+        offset = self._weights.tell()
+        self._weights.write(array.reshape(-1).view(np.uint8).data)
+        return offset
+
+    def save(self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> None:
+        """Write the graph beside its weights."""
+        super().save(inputs, outputs)
+        (self._folder / GRAPH_NAME).write_bytes(self.content)
+
+
+def _value(array: NDArray[Any]) -> ort.OrtValue:
+    """What ONNX Runtime takes, of types too that numpy has not by itself."""
+    element = helper.np_dtype_to_tensor_dtype(array.dtype)
+    if element == TensorProto.BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), element)
+    return ort.OrtValue.ortvalue_from_numpy(array)

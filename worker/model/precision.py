@@ -1,13 +1,16 @@
 """The number formats in which a model's weights can be stored and computed."""
 
 from enum import StrEnum
-from typing import Self, assert_never
+from typing import Final, Self, assert_never
 
+import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike
 
 from worker.model.errors import UnsupportedModel
+
+_BFLOAT16: Final[DTypeLike] = np.dtype(ml_dtypes.bfloat16)
 
 
 class Precision(StrEnum):
@@ -15,7 +18,9 @@ class Precision(StrEnum):
 
     INT8 = "int8"  # the CPU: weights, activations and KV cache in 8 bits, see block_graph
     FP32 = "fp32"  # the CPU: its fp16 attention converts to fp32 at every call
-    FP16 = "fp16"  # CUDA: its GroupQueryAttention has no fp32
+    FP16 = "fp16"  # CUDA, also cards that know no bf16: keys and values in slots; its GroupQueryAttention has no fp32
+    BF16 = "bf16"  # CUDA, compute capability 8.0 and above: keys and values in pages, see paged_graph
+    BF16_FP8 = "bf16-fp8"  # the same with keys and values in 8 bits: twice the room, and half to read
 
     @property
     def dtype(self) -> DTypeLike:
@@ -27,13 +32,15 @@ class Precision(StrEnum):
                 return np.float32
             case Precision.FP16:
                 return np.float16
+            case Precision.BF16 | Precision.BF16_FP8:
+                return _BFLOAT16
             case _:
                 assert_never(self)
 
     @classmethod
     def preferred(cls) -> Self:
-        """The fastest for this machine: fp16 where ONNX Runtime offers CUDA, else int8."""
-        return cls(cls.FP16 if "CUDAExecutionProvider" in ort.get_available_providers() else cls.INT8)
+        """The fastest for this machine: bf16 where ONNX Runtime offers CUDA, else int8."""
+        return cls(cls.BF16 if "CUDAExecutionProvider" in ort.get_available_providers() else cls.INT8)
 
     @classmethod
     def parse(cls, name: str) -> Self:

@@ -52,7 +52,7 @@ def graphs_in(folder: Path) -> list[str]:
     if (folder / GENAI_NAME).is_file():
         decoder = config.read(folder / GENAI_NAME).part("model").part("decoder")
         return [Path(decoder.text("filename", "model.onnx")).name]
-    names = _CUDA_NAMES if Precision.preferred() is Precision.FP16 else _CPU_NAMES
+    names = _CUDA_NAMES if Precision.preferred() is Precision.BF16 else _CPU_NAMES
     return [f"{place}{name}{SUFFIX}" for name in names for place in (f"{_GRAPH_FOLDER}/", "")]
 
 

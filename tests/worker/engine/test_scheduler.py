@@ -47,6 +47,17 @@ def test_a_few_rows_are_kept_free_for_what_is_urgent() -> None:
     assert admit(Waiting(10, 1, (0,), is_urgent=True), [], [], 64, 20, PLENTY, budget) is None
 
 
+def test_where_rows_wait_for_prompts_these_enter_in_bursts() -> None:
+    budget = Budget(slots=64, spans_max=16, chunk_tokens=8192, mixes=False)
+    assert budget.burst == 4
+    first = Waiting(10, 1, (0, 0))
+    assert admit(first, [], [], 61, 20, PLENTY, budget) is None
+    assert admit(first, [], [], 60, 20, PLENTY, budget) is not None
+    assert admit(first, [], [Begun(0, 0, 10, 1)], 60, 20, PLENTY, budget) is not None
+    assert admit(replace(first, is_urgent=True), [], [], 61, 20, PLENTY, budget) is not None
+    assert replace(budget, mixes=True).burst == replace(budget, spans_max=1).burst == 0
+
+
 def test_no_more_prompts_are_in_work_than_a_step_takes_or_stages_hold() -> None:
     inside = [Begun(0, 0, 10, 1), Begun(1, 0, 10, 1)]
     assert admit(Waiting(10, 1, (0, 0, 0)), [], inside, 0, 20, PLENTY, BUDGET) is None

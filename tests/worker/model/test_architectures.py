@@ -14,6 +14,7 @@ from tests.worker.model.drawn_weights import draw
 from tests.worker.model.graph_loop import GraphLoop
 from worker.model import ModelFolder, Precision, folder, hugging_face
 from worker.model.architectures import ARCHITECTURES
+from worker.model.checkpoint import Checkpoint
 
 DIFFERENCE_MAX = 2e-4
 
@@ -54,13 +55,17 @@ def before_version_5(config: dict[str, Any]) -> dict[str, Any]:
     return spelled
 
 
-def write(path: Path, name: str, config: dict[str, Any], precision: Precision = Precision.FP32) -> ModelFolder:
+def source(path: Path, name: str, config: dict[str, Any]) -> Checkpoint:
+    """The folder that transformers computed the logits of, written to `path` and read."""
     shapes = recorded()[name]["tensors"]
     arrays = {tensor: draw(tensor, tuple(shape)) for tensor, shape in shapes.items()}
-    source = tiny_folder.write(path / "source", config=config, arrays=arrays)
+    return hugging_face.read(tiny_folder.write(path, config=config, arrays=arrays))
+
+
+def write(path: Path, name: str, config: dict[str, Any], precision: Precision = Precision.FP32) -> ModelFolder:
+    checkpoint = source(path / "source", name, config)
     target = path / "target"
     target.mkdir()
-    checkpoint = hugging_face.read(source)
     return folder.write(target, checkpoint, name=name, source="", reference="", precision=precision)
 
 

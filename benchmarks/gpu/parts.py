@@ -1,0 +1,86 @@
+"""The parts of the benchmark, each run in a process of its own."""
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import Any, Final
+
+from benchmarks.gpu.given import Given
+
+
+def _device(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import device
+
+    return device.measure(given)
+
+
+def _logits(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import exactness
+
+    return exactness.measure(given)
+
+
+def _decode(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import steps
+
+    return steps.measure_decode(given)
+
+
+def _prefill(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import steps
+
+    return steps.measure_prefill(given)
+
+
+def _engine(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import end_to_end
+
+    return end_to_end.measure(given)
+
+
+def _peers(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import others
+
+    return others.measure(given)
+
+
+PARTS: Final[Mapping[str, Callable[[Given], dict[str, Any]]]] = {
+    "device": _device,
+    "logits": _logits,
+    "decode": _decode,
+    "prefill": _prefill,
+    "engine": _engine,
+    "peers": _peers,
+}
+
+
+def in_process(part: str, given: Given, seconds: float) -> dict[str, Any]:
+    """What a part found, or why it did not, whatever becomes of its process."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(part, given, theirs))
+    began = monotonic()
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            return {"failure": f"not done within {seconds:.0f} s"}
+        result: dict[str, Any] = ours.recv()
+        return result | {"seconds": monotonic() - began}
+    except EOFError:
+        process.join(10)
+        return {"failure": f"its process ended with the status {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(part: str, given: Given, results: Connection) -> None:
+    """In the part's own process."""
+    with suppress(ImportError):
+        import torch  # noqa: F401  brings the CUDA libraries where nothing else does
+    try:
+        results.send({"found": PARTS[part](given)})
+    except Exception as error:  # noqa: BLE001  the edge of a process: the reason goes to whoever waits
+        results.send({"failure": f"{type(error).__name__}: {error}"[:1000]})

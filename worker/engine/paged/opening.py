@@ -1,0 +1,89 @@
+"""Makes a paged runner of a model folder: how large the cache can be, and how many rows it is for."""
+
+import onnxruntime as ort
+
+from worker.engine.errors import OutOfMemory, OutOfSlots
+from worker.engine.paged import gpu
+from worker.engine.paged.cuda_memory import CudaMemory
+from worker.engine.paged.device_sampler import DeviceSampler
+from worker.engine.paged.occupancy import Room
+from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, RunLimits, element_bytes
+from worker.engine.paged.packing import bucket, width
+from worker.engine.paged.paged_runner import PagedRunner
+from worker.engine.settings import EngineSettings
+from worker.model.folder import ModelFolder
+from worker.model.spec import ModelSpec
+
+STAGES = 16
+"""Prompts that one run computes, at most."""
+
+_KEPT_FREE = 0.06
+"""Of the card's memory: for CUDA graphs, plans of cuDNN, and what ONNX Runtime's arena cannot use."""
+
+
+def page_tokens(head_size: int) -> int:
+    """The smallest page that attention reads as it lies; of smaller ones it makes a copy first."""
+    return 256 if head_size <= 64 else 128
+
+
+def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
+    """The model on the GPU, with a cache as large as the settings or the card allow.
+
+    GpuUnusable if there is no card to use, OutOfSlots if the cache does not hold one row.
+    """
+    memory = gpu.open_memory()
+    session, captures = gpu.open_capturing(model.graph_path, memory, ort.SessionOptions)
+    spec = model.spec
+    layout = PageLayout(spec.layers, spec.kv_heads, spec.head_size, page_tokens(spec.head_size), element_bytes(session))
+    room = room_on(memory, layout, spec, settings)
+    try:
+        paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=captures)
+    except OutOfMemory as error:
+        raise gpu.GpuUnusable(gpu.cure_of(error)) from error
+    return PagedRunner(paged, room, sampler_over(paged, memory))
+
+
+def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
+    """Draws where the logits of a session are."""
+
+    def open_graph(graph: bytes) -> ort.InferenceSession:
+        return gpu.open_session(graph, memory, ort.SessionOptions(), captures=False)
+
+    place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
+    return DeviceSampler(memory, open_graph, *place)
+
+
+def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
+    """What the settings grant, or else what is free on the card beside what a run takes."""
+    facts = memory.facts
+    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
+    context_tokens = min(spec.context_length, settings.context_tokens_max)
+    return room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
+
+
+def room_within(bytes_max: int, layout: PageLayout, context_tokens: int, slots_max: int) -> Room:
+    """As many pages as fit, but no more than all can need. OutOfSlots if not even one row fits."""
+    pages_each = -(-context_tokens // layout.tokens)
+    stages = min(STAGES, slots_max)
+    while True:
+        room = Room(bytes_max // layout.page_bytes, layout.tokens, stages, slots_max, context_tokens)
+        if room.pages >= room.pages_min:
+            most = 1 + (stages + slots_max) * pages_each
+            return Room(min(room.pages, most), layout.tokens, stages, slots_max, context_tokens)
+        if stages == 1:
+            raise OutOfSlots(room.pages_min * layout.page_bytes, bytes_max)
+        stages //= 2
+
+
+def run_limits(room: Room, settings: EngineSettings) -> RunLimits:
+    """The most that one run of the engine's can be given."""
+    sequences = max(bucket(room.slots), room.stages)
+    return RunLimits(max(settings.chunk_tokens, sequences), sequences, width(room.pages_each))
+
+
+def run_bytes(spec: ModelSpec, settings: EngineSettings) -> int:
+    """What the tensors of one run take at once: those of the widest place of a layer, and the logits."""
+    sequences = max(bucket(settings.slots_max), STAGES)
+    tokens = max(settings.chunk_tokens, sequences)
+    widest = 4 * spec.intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
+    return 2 * tokens * widest + 3 * 4 * sequences * spec.vocabulary

@@ -1,0 +1,184 @@
+"""A model's weights become an ONNX graph for CUDA that takes tokens without padding and keeps its cache in pages.
+
+What the graph takes and gives (T new tokens of B sequences, W pages a sequence at most, R rows of logits). The names
+are those of onnxruntime-genai's paged models, so that one runner serves both:
+
+    input_ids                    int64 [T]        the sequences' new tokens, one after the other
+    cumulative_sequence_lengths  int32 [B + 1]    sequence b has the tokens from [b] to [b + 1]
+    past_sequence_lengths        int32 [B]        how many tokens of each are in its pages
+    block_table                  int32 [B, W]     each sequence's pages in the order of its text
+    attention_metadata           int32 [3]        in host memory: no sequence has more new tokens, and none more tokens
+                                                  with them, than the first two say; the longest has at least the third
+    logits_indices               int32 [R]        which of the T tokens want logits
+    past_key_values.{i}.key      [pages, page_tokens, kv_heads, head_size], and .value
+    logits                       float32 [R, vocabulary]
+    present.{i}.key              as past_key_values.{i}.key, and .value: must be the same memory
+
+Every node runs on the device and no shape is computed, so that a run can be captured as a CUDA graph. Linear layers
+are [outputs, inputs], as checkpoints have them. Queries, keys and values are one product; gate and up are two, for to
+take them apart again would cost more than it saves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import DTypeLike
+from onnx import TensorProto, ValueInfoProto, helper
+
+from worker.model.graph import Decoder
+from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
+from worker.model.precision import Precision
+from worker.model.spec import ModelSpec
+from worker.model.weights import LayerWeights, Linear, Weights, stacked
+
+_FLOAT8: Final[DTypeLike] = np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+class CacheFormat(StrEnum):
+    """How keys and values are kept."""
+
+    FULL = "full"  # as the model computes
+    INT8 = "int8"  # one scale for the keys and one for the values of a layer, which must be measured
+    FP8 = "fp8"  # 4 bits of exponent, 3 of mantissa: it reaches to 448, which is far enough without a scale
+
+
+@dataclass(frozen=True, slots=True)
+class PagedCache:
+    """The cache of a graph. `scales` are of each layer's keys and values: what is stored is the value divided by it."""
+
+    format: CacheFormat = CacheFormat.FULL
+    scales: tuple[tuple[float, float], ...] = ()
+
+    def element(self, precision: Precision) -> DTypeLike:
+        """The type of a number in it."""
+        match self.format:
+            case CacheFormat.INT8:
+                return np.int8
+            case CacheFormat.FP8:
+                return _FLOAT8
+            case CacheFormat.FULL:
+                return precision.dtype
+
+    def scale(self, layer: int) -> tuple[float, float]:
+        """Of keys and of values."""
+        return self.scales[layer] if self.scales else (1.0, 1.0)
+
+
+def write(
+    spec: ModelSpec, weights: Weights, precision: Precision, folder: Path, cache: PagedCache | None = None
+) -> None:
+    """Write model.onnx and model.onnx.data into the folder, one layer in memory at a time."""
+    with OnnxFile(folder) as file:
+        build(file, spec, weights, precision, cache or PagedCache())
+
+
+def build(file: OnnxGraph, spec: ModelSpec, weights: Weights, precision: Precision, cache: PagedCache) -> None:
+    """Put all nodes and weights into a graph, and save it."""
+    _PagedDecoder(file, spec, precision, cache=cache).write(weights)
+    caches = [_cache(prefix, spec, cache.element(precision)) for prefix in ("past_key_values", "present")]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocabulary])
+    file.save([*_inputs(), *caches[0]], [logits, *caches[1]])
+
+
+def is_paged(path: Path) -> bool:
+    """Is the graph at `path` of this kind?"""
+    graph = onnx.load(path, load_external_data=False).graph
+    return any(value.name == "block_table" for value in graph.input)
+
+
+@dataclass(frozen=True, slots=True)
+class _PagedDecoder(Decoder):
+    """All but attention and the shapes of linear layers is as on slots."""
+
+    cache: PagedCache = PagedCache()
+
+    def attention(self, index: int, hidden: str, layer: LayerWeights) -> str:
+        place = f"layers.{index}.attention"
+        caches = [f"past_key_values.{index}.{part}" for part in ("key", "value")]
+        cos, sin = self.rotary(layer.rotary)
+        inputs = [*self._heads(place, hidden, layer), *caches]
+        inputs += ["cumulative_sequence_lengths", "past_sequence_lengths", "block_table", cos, sin, "", ""]
+        self.file.nodes(
+            "PagedAttention",
+            [*inputs, *self._head_norms(place, layer), *self._scales(place, index), "attention_metadata"],
+            [f"{place}.mixed", f"present.{index}.key", f"present.{index}.value"],
+            MICROSOFT,
+            num_heads=self.spec.heads,
+            kv_num_heads=self.spec.kv_heads,
+            do_rotary=int(layer.rotary is not None),
+            qk_norm_epsilon=self.spec.norm_epsilon,
+            **self.attention_options(index),
+            **self._cache_options(),
+        )
+        return self.linear(f"{place}.output", f"{place}.mixed", layer.output)
+
+    def feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
+        activated = self.activation(place, self.linear(f"{place}.gate", hidden, layer.gate))
+        gated = self.file.node("Mul", [activated, self.linear(f"{place}.up", hidden, layer.up)], f"{place}.gated")
+        return self.linear(f"{place}.down", gated, layer.down)
+
+    def linear(self, place: str, value: str, layer: Linear) -> str:
+        inputs = [value, self.weight(f"{place}.weight", layer.weight)]
+        if layer.bias is not None:
+            inputs.append(self.weight(f"{place}.bias", layer.bias))
+        return self.file.node("Gemm", inputs, place, transB=1)
+
+    def rows(self, place: str, value: str) -> str:
+        return self.file.node("Gather", [value, "logits_indices"], place, axis=0)
+
+    def _heads(self, place: str, hidden: str, layer: LayerWeights) -> Sequence[str]:
+        """In one tensor; in three where queries and keys are normed over all heads together, which attention cannot."""
+        packed = self.linear(f"{place}.qkv", hidden, stacked(layer.query, layer.key, layer.value))
+        if layer.query_norm is None or layer.key_norm is None or len(layer.query_norm) == self.spec.head_size:
+            return packed, "", ""
+        query, key, value = (f"{place}.{part}" for part in ("query", "key", "value"))
+        sizes = [len(part.weight) for part in (layer.query, layer.key, layer.value)]
+        self.file.nodes("Split", [packed, self.file.constant(f"{place}.sizes", sizes)], [query, key, value], axis=-1)
+        query = self.plain_norm(f"{place}.query_norm", layer.query_norm, query)
+        return query, self.plain_norm(f"{place}.key_norm", layer.key_norm, key), value
+
+    def _head_norms(self, place: str, layer: LayerWeights) -> tuple[str, str]:
+        """What the operator is to norm each head by."""
+        if layer.query_norm is None or layer.key_norm is None or len(layer.query_norm) != self.spec.head_size:
+            return "", ""
+        query = self.weight(f"{place}.query_norm.weight", layer.query_norm)
+        return query, self.weight(f"{place}.key_norm.weight", layer.key_norm)
+
+    def _scales(self, place: str, index: int) -> tuple[str, str]:
+        if self.cache.format is CacheFormat.FULL:
+            return "", ""
+        key, value = (np.array([scale], np.float32) for scale in self.cache.scale(index))
+        return self.file.tensor(f"{place}.key_scale", key), self.file.tensor(f"{place}.value_scale", value)
+
+    def _cache_options(self) -> dict[str, Any]:
+        if self.cache.format is CacheFormat.FULL:
+            return {}
+        return {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"}
+
+
+def _inputs() -> list[ValueInfoProto]:
+    int32 = TensorProto.INT32
+    return [
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["tokens"]),
+        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["sequences_and_1"]),
+        helper.make_tensor_value_info("past_sequence_lengths", int32, ["sequences"]),
+        helper.make_tensor_value_info("block_table", int32, ["sequences", "pages_each"]),
+        helper.make_tensor_value_info("attention_metadata", int32, [3]),
+        helper.make_tensor_value_info("logits_indices", int32, ["rows"]),
+    ]
+
+
+def _cache(prefix: str, spec: ModelSpec, element: DTypeLike) -> list[ValueInfoProto]:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(element))
+    shape: list[str | int | None] = ["pages", "page_tokens", spec.kv_heads, spec.head_size]
+    return [
+        helper.make_tensor_value_info(f"{prefix}.{index}.{part}", kind, shape)
+        for index in range(spec.layers)
+        for part in ("key", "value")
+    ]
