@@ -27,7 +27,8 @@ def test_a_trial_on_the_cpu_fills_every_part_and_goes_on_where_it_was(tmp_path: 
     done = json.loads(out.read_text())
     found = done["engine tiny"]["found"]
     shared, plain = found["shared 32, own 5, 4 out"], found["the same, nothing shared"]
-    assert shared["prompt_tokens_computed"] < plain["prompt_tokens_computed"] == plain["prompt_tokens"]
+    assert shared["prompt_tokens_computed"] < 0.8 * shared["prompt_tokens"]
+    assert plain["prompt_tokens_computed"] > 0.95 * plain["prompt_tokens"]
     second = subprocess.run(
         [*command, "--only", "decode,engine"], capture_output=True, text=True, timeout=120, check=True
     )

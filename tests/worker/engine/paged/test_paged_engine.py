@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny_model
 from tests.worker.engine.paged.opened import CONTEXT, opened, room, write
+from tests.worker.engine.test_forced import prompt_of
 from worker.engine import Completion, Engine, EngineSettings, Prompt, Sampling
 from worker.engine.loading import load
 from worker.model.folder import ModelFolder
@@ -81,3 +82,18 @@ def test_answers_are_the_same_where_large_steps_find_no_memory(
     with Engine(opening.runner, replace(KNOBS, chunk_tokens=96)) as engine:
         assert tokens(answers(engine, prompts[:12])) == tokens(expected[:12])
     assert max(len(run.input_ids) for run in opening.session.runs) <= 5
+
+
+@pytest.mark.parametrize("pages", [0, 1 + 4 * 6 + 2])
+def test_tokens_that_can_only_follow_change_nothing_but_the_steps(graph: Path, pages: int) -> None:
+    """Fed in runs of their own, across the borders of pages, also where rows have to leave."""
+    form = [None, *range(10, 35), None, None, *range(30, 34), *[None] * 8]
+    found, steps = [], []
+    for tells in (False, True):
+        opening = opened(graph, room(stages=3, pages=pages))
+        with Engine(opening.runner, KNOBS) as engine:
+            asked = [prompt_of(form, tells=tells, seed=seed, sampling=SAMPLING[0]) for seed in range(5)]
+            found.append(tokens(answers(engine, asked)))
+            steps.append(engine.progress.steps)
+    assert found[0] == found[1]
+    assert steps[1] < steps[0] - 20
