@@ -9,9 +9,9 @@ from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jobs.errors import BadRequest
+from worker.chat.sandbox import Sandbox
 
 # What the sandbox and a template's own arithmetic raise when the messages are not what it expects.
 _FAULTS: Final = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
@@ -32,10 +32,9 @@ class Template:
     """One template, compiled; safe to use from several threads. Raises TemplateError if it is not Jinja."""
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-        )
+        self._sandbox = environment = Sandbox(extensions=["jinja2.ext.loopcontrols", Generation])
         environment.filters["tojson"] = _tojson
+        environment.guard()
         environment.globals["raise_exception"] = _raise_exception
         self._compiled = environment.from_string(source)
         named = meta.find_undeclared_variables(environment.parse(source))
@@ -67,8 +66,9 @@ class Template:
         said = {**self._constants, **(variables or {}), **given}
         try:
             # As `render` does it, which copies a chain of mappings for every prompt.
-            context = Context(self._compiled.environment, said, self._compiled.name, self._compiled.blocks)
-            return "".join(self._compiled.root_render_func(context))
+            self._sandbox.begin()
+            context = Context(self._sandbox, said, self._compiled.name, self._compiled.blocks)
+            return self._sandbox.concat(self._compiled.root_render_func(context))
         except _FAULTS as error:
             raise BadRequest(
                 f"The model's chat template cannot render these messages: {error}",

@@ -66,6 +66,8 @@ _NOTHING: Final = -1e30
 _VECTOR: Final = 16
 """Numbers that a processor adds at once, at most. What fills no vector would be added in another order."""
 _TINY: Final = 1e-20
+_STRETCH: Final = 4096
+"""Rows of a weight that are made ready at once."""
 _ZERO: Final = 128
 """What stands for zero among numbers without a sign."""
 
@@ -117,13 +119,22 @@ def signed(weight: Tensor) -> Quantized:
     """Coarser by some 10 %, so that neighbouring products of weights [outputs, inputs] with activations, added,
     leave 16 bits only where both activations are about the largest, and then by little.
     """
+    values, scale = np.empty(weight.shape[::-1], np.int8), np.empty(len(weight), np.float32)
+    for first in range(0, len(weight), _STRETCH):  # the weight may be the largest of all tensors
+        rows = slice(first, first + _STRETCH)
+        scale[rows] = _signed_scale(weight[rows])
+        values[:, rows] = np.rint(weight[rows].T / scale[rows])
+    return Quantized(values, scale)
+
+
+def _signed_scale(weight: Tensor) -> Tensor:
     pairs = weight.reshape(len(weight), -1, 2)
     usual = np.float32(_ZERO) * np.abs(pairs.sum(axis=2))
     largest = np.float32(127) * np.sqrt((pairs**2).sum(axis=2))
     in_16_bits = (usual + largest).max(axis=1) / np.float32(2**15 - 1)
     in_8_bits = np.abs(weight).max(axis=1) / np.float32(127)
     scale: Tensor = np.maximum(np.maximum(in_8_bits, in_16_bits), _TINY)
-    return Quantized(np.rint(weight.T / scale).astype(np.int8), scale)
+    return scale
 
 
 @dataclass(frozen=True, slots=True)

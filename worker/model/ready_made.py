@@ -13,7 +13,8 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
 from worker.model.errors import UnreadableWeights, UnsupportedModel
 from worker.model.precision import Precision
-from worker.model.ready_graph import Ports, ReadyGraph
+from worker.model.ready_edits import Ports
+from worker.model.ready_graph import ReadyGraph
 from worker.model.spec import ModelSpec
 
 GENAI_NAME: Final = "genai_config.json"

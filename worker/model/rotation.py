@@ -15,6 +15,7 @@ from worker.model.spec import ModelSpec
 from worker.model.weights import LayerWeights, Linear, Tensor, Weights
 
 _SEED = 20_240_330
+_STRETCH = 4096
 
 
 def rotated(spec: ModelSpec, weights: Weights) -> tuple[ModelSpec, Weights]:
@@ -22,10 +23,10 @@ def rotated(spec: ModelSpec, weights: Weights) -> tuple[ModelSpec, Weights]:
     stream = orthogonal(spec.hidden, _SEED)
     head = orthogonal(spec.head_size, _SEED + 1)
     turned = Weights(
-        embedding=lambda: _product(weights.embedding(), stream),
+        embedding=lambda: _turned(weights.embedding(), np.float32(1), stream),
         layer=lambda index: _layer(weights.layer(index), stream, head),
         final_norm=lambda: np.ones(spec.hidden, np.float32),
-        lm_head=lambda: _product(weights.lm_head() * weights.final_norm(), stream),
+        lm_head=lambda: _turned(weights.lm_head(), weights.final_norm(), stream),
     )
     return replace(spec, tied_embeddings=False), turned
 
@@ -61,6 +62,15 @@ def turn_inside(rows: Tensor, turn: Tensor) -> Tensor:
     """Multiply each stretch of len(turn) columns of `rows` [any, columns] by `turn`."""
     size = len(turn)
     turned: Tensor = _product(rows.reshape(-1, size), turn).reshape(rows.shape)
+    return turned
+
+
+def _turned(rows: Tensor, gain: Tensor | np.float32, stream: Tensor) -> Tensor:
+    """(rows * gain) @ stream, without a second copy where `rows` belongs to us: it can be the largest tensor."""
+    turned = rows if rows.flags.writeable else np.empty_like(rows)
+    for first in range(0, len(rows), _STRETCH):
+        part = slice(first, first + _STRETCH)
+        turned[part] = _product(rows[part] * gain, stream)
     return turned
 
 

@@ -21,6 +21,8 @@ from worker.model.sources import Source, Templated
 # Two hyphens stand for the slash in a folder's name, so a name cannot hold them.
 _NAME: Final = re.compile(r"(?!.*(--|\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]|[A-Za-z0-9]")
 
+_TEMPLATE_CHARACTERS_MAX: Final = 1_000_000
+
 _SCRATCH: Final = ".writing-"  # then the folder's name and a tilde, which no name holds
 
 
@@ -150,6 +152,17 @@ def _convert(
 
 
 def _read(weights: Path, chat_template: str | None) -> Checkpoint:
+    checkpoint = _checkpoint(weights, chat_template)
+    characters = max(len(checkpoint.chat_template), len(checkpoint.tool_template or ""))
+    if characters > _TEMPLATE_CHARACTERS_MAX:
+        raise UnsupportedModel(
+            f"{weights.name} has a chat template of {characters:,} characters, where {_TEMPLATE_CHARACTERS_MAX:,} at "
+            "most were expected"
+        )
+    return checkpoint
+
+
+def _checkpoint(weights: Path, chat_template: str | None) -> Checkpoint:
     if weights.suffix == ready_made.SUFFIX:
         return ready_made.read(weights, chat_template)
     read = hugging_face.read if weights.is_dir() else gguf.read

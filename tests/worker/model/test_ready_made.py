@@ -320,7 +320,7 @@ def test_a_graph_that_goes_in_a_circle_is_refused(tmp_path: Path, models_dir: Pa
         last.input[:] = ["logits"]
 
     folder = ready_folder.genai(tmp_path / "tiny", "llama-fp32", change)
-    with pytest.raises(UnreadableWeights, match="takes what nothing makes"):
+    with pytest.raises(UnreadableWeights, match=r"is not a graph as such models have them .*takes what nothing makes"):
         model.add(str(folder), models_dir)
 
 

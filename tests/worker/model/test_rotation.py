@@ -1,7 +1,12 @@
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests import tiny_model
+from worker.model.block_graph import signed
 from worker.model.rotation import hadamard, orthogonal, rotated, turn_inside
 
 
@@ -33,6 +38,27 @@ def test_a_turned_model_computes_the_same_layer() -> None:
     before, after = checkpoint.weights, turned
     embedding, embedded = before.embedding()[:9], after.embedding()[:9]
     np.testing.assert_allclose(_feed_forward(embedding, before), _feed_forward(embedded, after), atol=1e-4)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """What it takes at most, beside what was there before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_embedding_is_turned_and_quantized_without_a_second_copy() -> None:
+    """It can be the largest of all tensors."""
+    spec, size_bytes = replace(tiny_model.SPEC, vocabulary=100_000), 100_000 * tiny_model.SPEC.hidden * 4
+    rows = np.random.default_rng(1).standard_normal((spec.vocabulary, spec.hidden), np.float32)
+    weights = replace(tiny_model.checkpoint(spec).weights, embedding=rows.copy, lm_head=rows.copy)
+    turned = rotated(spec, weights)[1]
+    assert peak_bytes(turned.embedding) < 1.3 * size_bytes
+    assert peak_bytes(turned.lm_head) < 1.3 * size_bytes
+    assert peak_bytes(lambda: signed(rows)) < 0.6 * size_bytes
 
 
 def _feed_forward(stream, weights):  # type: ignore[no-untyped-def]

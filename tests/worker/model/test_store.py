@@ -154,6 +154,12 @@ def test_what_cannot_be_a_name_is_refused(name: str, models_dir: Path) -> None:
         model.open_named(name, models_dir)
 
 
+def test_a_chat_template_larger_than_any_honest_one_is_refused(weights: Path, models_dir: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"a chat template of 1,000,001 characters, where 1,000,000 at most"):
+        model.add(str(weights), models_dir, chat_template="x" * 1_000_001)
+    assert entries(models_dir) == []
+
+
 def test_an_unknown_source_is_refused_with_those_that_are_known(models_dir: Path) -> None:
     with pytest.raises(
         UnknownModel, match=r"'gpt-9' is neither a .gguf or .onnx file .* nor a known model.*smollm2-135m"
