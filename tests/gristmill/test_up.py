@@ -109,13 +109,6 @@ def test_what_it_prints_names_the_key_and_works_as_printed(up: Up) -> None:
     assert answered(up) in ("stop", "length")
 
 
-DIES = [
-    ("worker", "--model"),
-    ("worker", "--io"),
-    ("api", "--host"),
-]
-
-
 def test_workers_give_way_to_the_api_where_cores_are_few(up: Up) -> None:
     own = os.getpriority(os.PRIO_PROCESS, up.process.pid)
     for words, given in [(("api",), 0), (("worker", "--io"), 1), (("worker", "--model"), 1)]:
@@ -131,15 +124,6 @@ DIES = [
     ("worker", "--io"),
     ("api", "--host"),
 ]
-
-
-def test_workers_give_way_to_the_api_where_cores_are_few(up: Up) -> None:
-    (api,), *workers = (
-        children(up.process.pid, *words) for words in [("api",), ("worker", "--io"), ("worker", "--model")]
-    )
-    own = os.getpriority(os.PRIO_PROCESS, up.process.pid)
-    assert os.getpriority(os.PRIO_PROCESS, api) == own
-    assert [os.getpriority(os.PRIO_PROCESS, pid) for (pid,) in workers] == [own + 1] * 2
 
 
 @pytest.mark.parametrize("words", DIES, ids=[" ".join(words) for words in DIES])
