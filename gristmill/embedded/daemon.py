@@ -21,6 +21,7 @@ LOG_BYTES_MAX = 16 * 1024 * 1024
 SAID_BYTES = 64 * 1024
 PID_ROOM = b" " * 20 + b"\n"  # written before the start, so that a full disk cannot lose the id after it
 KILLED_SECONDS = 10
+AGAIN_SECONDS = 1
 ENDING_LINES = 12
 
 STARTED = " UTC: start\n"  # ends the line that we write into the log before each start
@@ -109,14 +110,18 @@ class Daemon:
     def stop(self, *, gently: signal.Signals, gently_seconds: float, firmly: signal.Signals) -> None:
         """Ask the server to end, insist after `gently_seconds`, and wait until all of it is gone.
 
-        EmbeddedError where it runs out of our sight (another container's, for one) or does not end.
+        It is asked again and again: one that has only just been started does not listen yet. EmbeddedError where it
+        runs out of our sight (another container's, for one) or does not end.
         """
         if not self.is_running():
             return
         for request, seconds in ((gently, gently_seconds), (firmly, KILLED_SECONDS)):
-            if (pid := self.pid) is not None:
+            deadline = time.monotonic() + seconds
+            while (pid := self.pid) is not None and time.monotonic() < deadline:
                 self._send(pid, request)
-            if self.wait_until_gone(seconds if pid else 1):
+                if self.wait_until_gone(AGAIN_SECONDS):
+                    return
+            if self.wait_until_gone(AGAIN_SECONDS):
                 return
         raise EmbeddedError(f"The {self.name} of {self.folder} runs and cannot be stopped from here; see {self.log}.")
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import stat
+import time
 from pathlib import Path
 
 import psycopg
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from gristmill.embedded import EmbeddedError, EmbeddedServers, binaries, locks
 from gristmill.embedded.account import Account
 from gristmill.embedded.daemon import Daemon, fault
+from gristmill.embedded.postgres import STOP_SECONDS
 from gristmill.embedded.servers import Backoff
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as another user")
@@ -111,8 +113,10 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(folder: Path, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gristmill.embedded.postgres.Postgres.is_ready", interrupted)
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         servers(folder).start()
+    assert time.monotonic() - began < STOP_SECONDS / 2, "a server that has just begun is not deaf for long"
     assert not locks.is_held(folder / "servers" / "postgres.lock")
     assert not locks.is_held(folder / "servers" / "valkey.lock")
 
