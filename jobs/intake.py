@@ -78,9 +78,8 @@ def ingest(engine: Engine, batch_id: int, *, owner: UUID, settings: Settings) ->
 
 def _ingest(engine: Engine, batch: Batch, epoch: int, settings: Settings) -> str | None:
     file = _input_file(engine, batch)
-    known = {model.name for model in database.run(engine, models.find)}
-    meant = {name: name for name in known}
-    meant |= {alias: name for alias, name in settings.model_aliases.items() if name in known and alias not in known}
+    found = models.meant(database.run(engine, models.find), settings.model_aliases)
+    meant = {name: model.name for name, model in found.items()}
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = '30min'"))
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))

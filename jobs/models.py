@@ -1,7 +1,7 @@
 """The names of the models that this installation serves; what they are is the workers' business."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, select
@@ -32,17 +32,15 @@ def find(connection: Connection) -> list[Model]:
     return [Model(*row) for row in connection.execute(select(table.c.name, table.c.created_at).order_by(table.c.name))]
 
 
-def with_aliases(models: Sequence[Model], aliases: Mapping[str, str]) -> list[Model]:
-    """The models, and each again under its other names, by name. A name of a model is never another's alias."""
+def meant(models: Sequence[Model], aliases: Mapping[str, str]) -> dict[str, Model]:
+    """The model that each name means, its own or another. A name of a model is never another's alias."""
     known = {model.name: model for model in models}
-    found = [replace(known[name], name=alias) for alias, name in aliases.items() if name in known]
-    return sorted({model.name: model for model in [*found, *models]}.values(), key=lambda model: model.name)
+    return {alias: known[name] for alias, name in aliases.items() if name in known} | known
 
 
 def get(connection: Connection, name: str, aliases: Mapping[str, str]) -> Model:
     """The model that a name means, an alias or its own. NotFound with OpenAI's code if there is none."""
-    meant = {model.name: model for model in find(connection)}
-    found = meant.get(name) or meant.get(aliases.get(name, ""))
+    found = meant(find(connection), aliases).get(name)
     if found is None:
         raise NotFound(f"The model '{name}' does not exist", code="model_not_found", param="model")
     return found

@@ -36,18 +36,6 @@ def sweep(connection: Connection) -> int:
     return connection.execute(text("DELETE FROM worker WHERE heartbeat_at < now() - interval '1 day'")).rowcount
 
 
-def count_alive(connection: Connection, *, model: str, silent_seconds: float) -> int:
-    """Workers that serve `model` now."""
-    answer: int = connection.execute(
-        text("""
-            SELECT count(*) FROM worker
-             WHERE model = :model AND heartbeat_at > now() - make_interval(secs => :silent_seconds)
-        """),
-        {"model": model, "silent_seconds": silent_seconds},
-    ).scalar_one()
-    return answer
-
-
 def served(connection: Connection, *, silent_seconds: float) -> frozenset[str]:
     """The models that a living worker serves now."""
     rows = connection.execute(

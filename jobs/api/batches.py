@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated
 
@@ -69,10 +70,12 @@ def find(
     after: str | None = None,
 ) -> BatchList:
     """A page of the caller's batches, newest first."""
-    page, served = database.run_autocommit(
-        services.engine,
-        lambda c: (batches.find(c, caller.project_id, limit=limit, after=after), _served(c, services)),
-    )
+
+    def read(connection: Connection) -> tuple[batches.Page, frozenset[str]]:
+        page = batches.find(connection, caller.project_id, limit=limit, after=after)
+        return page, _served(connection, services, page.batches)
+
+    page, served = database.run_autocommit(services.engine, read)
     data = [on_wire(batch, served) for batch in page.batches]
     return BatchList(
         data=data,
@@ -83,10 +86,11 @@ def find(
 
 
 def get(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
-    batch, served = database.run_autocommit(
-        services.engine, lambda c: (batches.get(c, caller.project_id, batch_id), _served(c, services))
-    )
-    return on_wire(batch, served)
+    def read(connection: Connection) -> tuple[batches.Batch, frozenset[str]]:
+        batch = batches.get(connection, caller.project_id, batch_id)
+        return batch, _served(connection, services, [batch])
+
+    return on_wire(*database.run_autocommit(services.engine, read))
 
 
 def cancel(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
@@ -96,7 +100,10 @@ def cancel(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
     return on_wire(sealed)
 
 
-def _served(connection: Connection, services: Services) -> frozenset[str]:
+def _served(connection: Connection, services: Services, found: Iterable[batches.Batch]) -> frozenset[str]:
+    """The models that have a worker; not asked for where no batch could wait for one."""
+    if all(batch.state is not BatchState.IN_PROGRESS for batch in found):
+        return frozenset()
     return workers.served(connection, silent_seconds=services.settings.lease_seconds)
 
 

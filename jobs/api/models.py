@@ -8,8 +8,8 @@ from jobs.contract.model import Model, ModelList
 
 def find(services: WithServices, _: ByCaller) -> ModelList:
     """Every model served here, also under its other names."""
-    found = models.with_aliases(database.run(services.engine, models.find), services.settings.model_aliases)
-    return ModelList(data=[_model(model, model.name) for model in found])
+    found = models.meant(database.run(services.engine, models.find), services.settings.model_aliases)
+    return ModelList(data=[_model(model, name) for name, model in sorted(found.items())])
 
 
 def get(model_id: str, services: WithServices, _: ByCaller) -> Model:
