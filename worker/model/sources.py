@@ -124,71 +124,58 @@ class PypiGguf:
 
 
 @dataclass(frozen=True, slots=True)
-class GgufFile:
-    """A GGUF file that is here already."""
+class _OnDisk:
+    """What is on this machine already: nothing is fetched."""
 
     path: Path
+
+    @property
+    def reference(self) -> str:
+        return str(self.path)
+
+    def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile(_OnDisk):
+    """A GGUF file that is here already."""
 
     @property
     def default_name(self) -> str:
         return _name_of(self.path.stem)
 
     @property
-    def reference(self) -> str:
-        return str(self.path)
-
-    @property
     def origin(self) -> str:
         return f"file:{self.path.name}@sha256:{_sha256(self.path)}"
 
-    def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
-        return self.path
-
 
 @dataclass(frozen=True, slots=True)
-class HuggingFaceFolder:
+class HuggingFaceFolder(_OnDisk):
     """A model as Hugging Face publishes it, in a folder that is here already."""
-
-    path: Path
 
     @property
     def default_name(self) -> str:
         return _name_of(self.path.name)
 
     @property
-    def reference(self) -> str:
-        return str(self.path)
-
-    @property
     def origin(self) -> str:
         return f"folder:{self.path.name}@sha256:{_sha256_of(hugging_face.files_of(self.path), self.path)}"
 
-    def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
-        return self.path
-
 
 @dataclass(frozen=True, slots=True)
-class OnnxGraph:
+class OnnxGraph(_OnDisk):
     """A model that is an ONNX graph already, here on this machine."""
-
-    path: Path
 
     @property
     def default_name(self) -> str:
         return _name_of(_folder_of(self.path).name)
 
     @property
-    def reference(self) -> str:
-        return str(self.path)
-
-    @property
     def origin(self) -> str:
         folder = _folder_of(self.path)
         digest = _sha256_of(ready_made.files_of(self.path), folder)
         return f"onnx:{folder.name}/{self.path.name}@sha256:{digest}"
-
-    def fetch(self, folder: Path, progress: Progress) -> Path:  # noqa: ARG002 (nothing to fetch)
-        return self.path
 
 
 @dataclass(frozen=True, slots=True)
