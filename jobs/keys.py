@@ -10,8 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, or_, select, text
 
 from jobs.errors import BadRequest, Forbidden, Unauthenticated
 from jobs.settings import Settings
@@ -48,6 +49,14 @@ class Limits:
             self.open_batches or settings.open_batches,
             self.queued_lines or settings.queued_lines,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a key says: which it is, and the hash of its secret."""
+
+    id: str
+    secret_sha256: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +142,29 @@ def authenticate(connection: Connection, key: str | None) -> Caller:
             "You didn't provide an API key. You need to provide your API key in an Authorization header "
             "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
         )
+    parts = parts_of(key)
+    row = None if parts is None else connection.execute(KNOWN, {"id": parts.id}).one_or_none()
+    told = UNKNOWN_SHA256 if parts is None else parts.secret_sha256
+    known = UNKNOWN_SHA256 if row is None else row.secret_sha256
+    if not hmac.compare_digest(known, told) or parts is None or row is None:
+        raise Unauthenticated("Incorrect API key provided.", code="invalid_api_key")
+    return caller_of(parts.id, row)
+
+
+def parts_of(key: str) -> Parts | None:
+    """What a key says; None for what is none of ours."""
     prefix, _, rest = key.partition("_")
     key_id, _, secret = rest.partition("_")
-    row = None
-    if prefix == "gm" and key_id.isalnum() and key_id.isascii():
-        row = connection.execute(KNOWN, {"id": key_id}).one_or_none()
-    expected = row.secret_sha256 if row is not None else UNKNOWN_SHA256
-    if not hmac.compare_digest(expected, _sha256(secret)) or row is None:
-        raise Unauthenticated("Incorrect API key provided.", code="invalid_api_key")
+    if prefix != "gm" or not (key_id.isalnum() and key_id.isascii()):
+        return None
+    return Parts(key_id, _sha256(secret))
+
+
+def caller_of(key_id: str, row: Row[Any]) -> Caller:
+    """The caller of a row with a key's `project_id`, `scopes` and limits."""
     scopes = frozenset(Scope) if row.scopes is None else frozenset(map(Scope, row.scopes))
-    return Caller(row.project_id, key_id, scopes, Limits(*(getattr(row, column.name) for column in LIMITS)))
+    limits = Limits(row.requests_per_minute, row.uploads_at_once, row.open_batches, row.queued_lines)
+    return Caller(row.project_id, key_id, scopes, limits)
 
 
 def is_valid(connection: Connection, key: str) -> bool:

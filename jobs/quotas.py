@@ -8,43 +8,54 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, text
 
+from jobs import keys
 from jobs.errors import TooMany
+from jobs.keys import Caller
 
 PERMIT_SECONDS = 900  # no upload takes longer; what a dead process held is free after that
 BUSY_RETRY_SECONDS = 60
 FULL_RETRY_SECONDS = 3_600  # clients wait at most two minutes by themselves, so this means: do not
 
+PAY = text("""
+    UPDATE api_key
+       SET paid_until = greatest(paid_until, now()) + interval '1 minute' / coalesce(requests_per_minute, :per_minute),
+           last_used_at = now()
+     WHERE id = :id AND secret_sha256 = :sha256 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+       AND set_config('synchronous_commit', 'off', true) = 'off'
+       AND (paid_until IS NULL OR greatest(paid_until, now())
+            + interval '1 minute' / coalesce(requests_per_minute, :per_minute) <= now() + interval '1 minute')
+    RETURNING project_id, scopes, requests_per_minute, uploads_at_once, open_batches, queued_lines
+""")
+WAIT = text("""
+    SELECT extract(epoch FROM paid_until + interval '1 minute' / coalesce(requests_per_minute, :per_minute) - now()) - 60
+      FROM api_key WHERE id = :id
+""")
 
-def pay(connection: Connection, key_id: str, *, requests_per_minute: int) -> None:
-    """Count one request of a key. TooMany, with the time to wait, once a minute's worth was made at once.
+
+def admit(connection: Connection, key: str | None, *, requests_per_minute: int) -> Caller:
+    """The caller behind a key, one request counted, in one statement where nothing speaks against it.
+
+    `requests_per_minute` is for a key that has no limit of its own. Unauthenticated, as `keys.authenticate` tells it;
+    TooMany, with the time to wait, once a minute's worth was made at once.
 
     Each request pays 1/n of a minute, and what is paid may lie at most a minute ahead: a bucket that holds
     one minute and fills all the time. That it is not written to disk at once may cost a crash some counts.
+
+    Postgres compares the secrets' hashes in no constant time: whoever learns from it how far two hashes agree
+    could not make a secret with such a hash.
     """
-    values = {"key_id": key_id, "cost": 60 / requests_per_minute}
-    paid = connection.execute(
-        text("""
-            UPDATE api_key
-               SET paid_until = greatest(paid_until, now()) + make_interval(secs => :cost), last_used_at = now()
-             WHERE id = :key_id AND set_config('synchronous_commit', 'off', true) = 'off'
-               AND (paid_until IS NULL
-                    OR greatest(paid_until, now()) + make_interval(secs => :cost) <= now() + interval '1 minute')
-        """),
-        values,
-    )
-    if paid.rowcount:
-        return
-    wait = connection.execute(
-        text("""
-            SELECT extract(epoch FROM paid_until + make_interval(secs => :cost) - now()) - 60
-              FROM api_key WHERE id = :key_id
-        """),
-        values,
-    ).scalar()
+    named = keys.parts_of(key or "")
+    if named is not None:
+        values = {"id": named.id, "sha256": named.secret_sha256, "per_minute": requests_per_minute}
+        row = connection.execute(PAY, values).one_or_none()
+        if row is not None:
+            return keys.caller_of(named.id, row)
+    caller = keys.authenticate(connection, key)
+    wait = connection.execute(WAIT, {"id": caller.key_id, "per_minute": requests_per_minute}).scalar()
     seconds = max(float(wait or 0), 0)
     raise TooMany(
-        f"Rate limit reached for requests of this key: Limit {requests_per_minute} per min. "
-        f"Please try again in {seconds:.3g}s.",
+        f"Rate limit reached for requests of this key: Limit {caller.limits.requests_per_minute or requests_per_minute} "
+        f"per min. Please try again in {seconds:.3g}s.",
         code="rate_limit_exceeded",
         retry_seconds=seconds,
     )

@@ -2,9 +2,18 @@
 
 import os
 import socket
+from time import monotonic
+from typing import Final
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, text
+
+FRESH_SECONDS: Final = 1.0
+"""How long what was heard of the workers is told again."""
+SERVED: Final = text("""
+    SELECT DISTINCT model FROM worker
+     WHERE model IS NOT NULL AND heartbeat_at > now() - make_interval(secs => :silent_seconds)
+""")
 
 
 def register(connection: Connection, *, kind: str, model: str | None = None) -> UUID:
@@ -36,16 +45,21 @@ def sweep(connection: Connection) -> int:
     return connection.execute(text("DELETE FROM worker WHERE heartbeat_at < now() - interval '1 day'")).rowcount
 
 
-def served(connection: Connection, *, silent_seconds: float) -> frozenset[str]:
-    """The models that a living worker serves now."""
-    rows = connection.execute(
-        text("""
-            SELECT DISTINCT model FROM worker
-             WHERE model IS NOT NULL AND heartbeat_at > now() - make_interval(secs => :silent_seconds)
-        """),
-        {"silent_seconds": silent_seconds},
-    )
-    return frozenset(rows.scalars())
+class Served:
+    """Which models have a worker, for all threads of a process: asked of the database once a second at most."""
+
+    def __init__(self, *, silent_seconds: float) -> None:
+        self._silent_seconds = silent_seconds
+        self._asked_at = -FRESH_SECONDS
+        self._models: frozenset[str] = frozenset()
+
+    def models(self, connection: Connection) -> frozenset[str]:
+        """The models that a living worker serves, or did a second ago."""
+        now = monotonic()
+        if now >= self._asked_at + FRESH_SECONDS:
+            self._models = frozenset(connection.execute(SERVED, {"silent_seconds": self._silent_seconds}).scalars())
+            self._asked_at = now
+        return self._models
 
 
 def _bury_dead_neighbours(connection: Connection) -> None:

@@ -8,6 +8,7 @@ from jobs.api.edge import Edge
 from jobs.api.services import Services
 from jobs.hints import Hints
 from jobs.settings import Settings
+from jobs.workers import Served
 
 ROUTES = (
     ("POST", "/v1/files", files.create),
@@ -40,7 +41,7 @@ def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json",
         redirect_slashes=False,  # a redirect would drop the envelope, and some clients the body
     )
-    app.state.services = Services(engine, hints, settings)
+    app.state.services = Services(engine, hints, settings, Served(silent_seconds=settings.lease_seconds))
     for method, path, endpoint in ROUTES:
         app.add_api_route(path, endpoint, methods=[method])
         if method == "GET":  # the headers of the same answer; the server leaves the body out

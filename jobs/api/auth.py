@@ -9,7 +9,7 @@ import sqlalchemy
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from jobs import database, keys, quotas
+from jobs import database, quotas
 from jobs.api.services import Services, WithServices
 from jobs.errors import BadRequest
 from jobs.keys import Caller, Limits, Scope
@@ -81,14 +81,11 @@ def _refuse_repeated(request: Request) -> None:
 
 
 def _admit(services: Services, key: str | None) -> tuple[Caller, Limits]:
-    def admit(connection: sqlalchemy.Connection) -> tuple[Caller, Limits]:
-        caller = keys.authenticate(connection, key)
-        limits = caller.limits.over(services.settings)
-        assert limits.requests_per_minute is not None
-        quotas.pay(connection, caller.key_id, requests_per_minute=limits.requests_per_minute)
-        return caller, limits
-
-    return database.run_autocommit(services.engine, admit)  # what it writes is one statement
+    caller = database.run_autocommit(  # what it writes is one statement
+        services.engine,
+        lambda c: quotas.admit(c, key, requests_per_minute=services.settings.requests_per_minute),
+    )
+    return caller, caller.limits.over(services.settings)
 
 
 def _permit(services: Services, caller: Caller, limits: Limits, size: int) -> UUID:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from jobs import batches, database, failpoints, quotas, workers
+from jobs import batches, database, failpoints, quotas
 from jobs.api.auth import ByCaller
 from jobs.api.body import read_object
 from jobs.api.query import Integer
@@ -85,12 +85,14 @@ def find(
     )
 
 
-def get(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
+async def get(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
+    """A batch as it stands. Asked again and again while one runs, so it takes one thread, and not one more to write."""
+
     def read(connection: Connection) -> tuple[batches.Batch, frozenset[str]]:
         batch = batches.get(connection, caller.project_id, batch_id)
         return batch, _served(connection, services, [batch])
 
-    return on_wire(*database.run_autocommit(services.engine, read))
+    return on_wire(*await run_in_threadpool(database.run_autocommit, services.engine, read))
 
 
 def cancel(batch_id: str, services: WithServices, caller: ByCaller) -> Batch:
@@ -104,7 +106,7 @@ def _served(connection: Connection, services: Services, found: Iterable[batches.
     """The models that have a worker; not asked for where no batch could wait for one."""
     if all(batch.state is not BatchState.IN_PROGRESS for batch in found):
         return frozenset()
-    return workers.served(connection, silent_seconds=services.settings.lease_seconds)
+    return services.served.models(connection)
 
 
 def on_wire(batch: batches.Batch, served: frozenset[str] | None = None) -> Batch:

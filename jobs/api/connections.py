@@ -1,23 +1,28 @@
-"""A client's connection, under the server: how long it may take over a request's head, and what is not HTTP."""
+"""A client's connection, under the server: how large a request's head may be and how long it may take, and what is not
+HTTP.
+"""
 
 import asyncio
 from typing import Final
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from jobs.contract.errors import envelope_json
 from jobs.errors import BadRequest
 
 HEAD_SECONDS: Final = 30.0
+HEAD_SIZE_MAX: Final = 64 * 1024
 
 
-class Connection(H11Protocol):
-    """The server's own, but that one who begins a request and does not go on is cut off, and that even a request
-    which is not HTTP is refused with the envelope.
+class Connection(HttpToolsProtocol):
+    """The server's own, but that one who begins a request and does not go on is cut off, as is one whose head has no
+    end, and that even a request which is not HTTP is refused with the envelope.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _head_size = 0
+    """How much has come since the last head was whole, of a request's head or after an answer."""
+    _has_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,22 +33,33 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self._has_head:
+            self._head_size += len(data)
         super().data_received(data)
+        if not self._has_head and self._head_size > HEAD_SIZE_MAX:
+            self.send_400_response("")
         is_answered = self.cycle is not None and self.cycle.response_complete
-        if self.conn.their_state is h11.IDLE or is_answered:  # a body whose request was refused may go on arriving
-            self._watch_head()
-        else:
+        if self._has_head and not is_answered:  # a body whose request was refused may go on arriving
             self._forget_head()
+        else:
+            self._watch_head()
+
+    def on_message_begin(self) -> None:
+        self._has_head = False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEAD_SIZE_MAX:
+            raise ValueError("more than what came at once may have")
+        self._has_head, self._head_size = True, 0
+        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
+        if self._head_size > HEAD_SIZE_MAX:
+            msg = f"The head of the request is larger than {HEAD_SIZE_MAX} bytes."
         content = envelope_json(BadRequest(msg)).encode()
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(content))),
-            ("connection", "close"),
-        ]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(content), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        head = [b"HTTP/1.1 400 Bad Request", b"content-type: application/json", b"content-length: %d" % len(content)]
+        self.transport.write(b"\r\n".join([*head, b"connection: close", b"", content]))
         self.transport.close()
 
     def _watch_head(self) -> None:

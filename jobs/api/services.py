@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from jobs.hints import Hints
 from jobs.settings import Settings
+from jobs.workers import Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Services:
     engine: Engine
     hints: Hints
     settings: Settings
+    served: Served
 
 
 async def services_of(request: Request) -> Services:

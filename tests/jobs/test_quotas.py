@@ -14,49 +14,78 @@ from tests.jobs import making
 
 
 @pytest.fixture
+def key(ledger: Engine) -> str:
+    return whole_key(ledger)
+
+
+@pytest.fixture
 def key_id(ledger: Engine) -> str:
     return new_key(ledger)
 
 
+def whole_key(ledger: Engine, **more: object) -> str:
+    return database.run(ledger, lambda c: keys.create(c, name="test", **more))  # type: ignore[arg-type]
+
+
 def new_key(ledger: Engine, **more: object) -> str:
-    made = database.run(ledger, lambda c: keys.create(c, name="test", **more))  # type: ignore[arg-type]
-    return made.split("_")[1]
+    """The id of one."""
+    return whole_key(ledger, **more).split("_")[1]
 
 
-def pay(ledger: Engine, key_id: str, per_minute: int) -> float | None:
+def pay(ledger: Engine, key: str, per_minute: int) -> float | None:
     """The time to wait, None where the request was let in."""
     try:
-        database.run(ledger, lambda c: quotas.pay(c, key_id, requests_per_minute=per_minute))
+        database.run(ledger, lambda c: quotas.admit(c, key, requests_per_minute=per_minute))
     except TooMany as refusal:
         return refusal.retry_seconds
     return None
 
 
-def test_a_minutes_worth_of_requests_is_let_in_and_the_next_told_when_to_come(ledger: Engine, key_id: str) -> None:
-    assert [pay(ledger, key_id, 5) for _ in range(5)] == [None] * 5
-    waits = pay(ledger, key_id, 5)
+def test_a_minutes_worth_of_requests_is_let_in_and_the_next_told_when_to_come(ledger: Engine, key: str) -> None:
+    assert [pay(ledger, key, 5) for _ in range(5)] == [None] * 5
+    waits = pay(ledger, key, 5)
     assert waits is not None
     assert 10 <= waits <= 12, "a fifth of a minute, less what has passed"
 
 
-def test_the_bucket_fills_with_time(ledger: Engine, key_id: str) -> None:
-    assert [pay(ledger, key_id, 2) for _ in range(3)] == [None, None, pytest.approx(30, abs=1)]
+def test_the_bucket_fills_with_time(ledger: Engine, key: str) -> None:
+    assert [pay(ledger, key, 2) for _ in range(3)] == [None, None, pytest.approx(30, abs=1)]
     database.run(ledger, lambda c: c.execute(text("UPDATE api_key SET paid_until = paid_until - interval '30 s'")))
-    assert pay(ledger, key_id, 2) is None
-    assert pay(ledger, key_id, 2) is not None
+    assert pay(ledger, key, 2) is None
+    assert pay(ledger, key, 2) is not None
 
 
-def test_another_keys_requests_do_not_count(ledger: Engine, key_id: str) -> None:
-    assert pay(ledger, key_id, 1) is None
-    assert pay(ledger, key_id, 1) is not None
-    assert pay(ledger, new_key(ledger), 1) is None
+def test_another_keys_requests_do_not_count(ledger: Engine, key: str) -> None:
+    assert pay(ledger, key, 1) is None
+    assert pay(ledger, key, 1) is not None
+    assert pay(ledger, whole_key(ledger), 1) is None
 
 
-def test_processes_that_ask_at_once_agree_on_the_count(ledger: Engine, key_id: str) -> None:
+def test_a_key_may_have_a_limit_of_its_own(ledger: Engine) -> None:
+    key = whole_key(ledger, limits=Limits(requests_per_minute=2))
+    assert [pay(ledger, key, 100) for _ in range(3)] == [None, None, pytest.approx(30, abs=1)]
+
+
+def test_who_knows_only_the_id_of_a_key_cannot_spend_its_requests(ledger: Engine, key: str) -> None:
+    wrong = key[:-1] + ("a" if key[-1] != "a" else "b")
+    for _ in range(3):
+        with ledger.begin() as connection, pytest.raises(Unauthenticated, match="Incorrect API key"):
+            quotas.admit(connection, wrong, requests_per_minute=1)
+    assert pay(ledger, key, 1) is None
+
+
+@pytest.mark.parametrize("column", ["revoked_at", "expires_at"])
+def test_a_key_that_has_ended_is_not_let_in(ledger: Engine, key: str, column: str) -> None:
+    database.run(ledger, lambda c: c.execute(text(f"UPDATE api_key SET {column} = now()")))
+    with ledger.begin() as connection, pytest.raises(Unauthenticated, match="Incorrect API key"):
+        quotas.admit(connection, key, requests_per_minute=100)
+
+
+def test_processes_that_ask_at_once_agree_on_the_count(ledger: Engine, key: str) -> None:
     let_in: list[bool] = []
 
     def ask() -> None:
-        let_in.extend([pay(ledger, key_id, 20) is None for _ in range(10)])
+        let_in.extend([pay(ledger, key, 20) is None for _ in range(10)])
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -165,7 +194,7 @@ def test_a_scope_that_does_not_exist_is_refused() -> None:
 def test_the_list_of_keys_tells_their_use_and_never_their_secret(ledger: Engine) -> None:
     made = database.run(ledger, lambda c: keys.create(c, name="mine", scopes=[Scope.CHAT_WRITE]))
     key_id = made.split("_")[1]
-    assert pay(ledger, key_id, 10) is None
+    assert pay(ledger, made, 10) is None
     assert database.run(ledger, lambda c: keys.revoke(c, key_id))
     (found,) = database.run(ledger, keys.find)
     assert (found.id, found.name, found.scopes) == (key_id, "mine", ("chat:write",))

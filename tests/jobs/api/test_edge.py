@@ -111,6 +111,15 @@ def test_a_request_may_take_longer_than_its_head(
     assert httpx.post(f"{address}/v1/batches", content=slow(), headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["without an end", "at once"])
+@pytest.mark.parametrize("start", [b"GET /v1/models?", b"GET /v1/models HTTP/1.1\r\nhost: here\r\nx-long: "])
+def test_a_head_that_is_too_large_is_refused(address: str, start: bytes, end: bytes) -> None:
+    with connection(address) as opened:
+        answer = answer_to(opened, start + b"x" * 100_000 + end)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert error_in(answer)["message"] == "The head of the request is larger than 65536 bytes."
+
+
 def test_what_is_not_http_is_refused_with_the_envelope(address: str) -> None:
     with connection(address) as opened:
         answer = answer_to(opened, b"\x16\x03\x01 hello\r\n\r\n")
