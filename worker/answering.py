@@ -23,7 +23,7 @@ from jobs.leases import Lease, Line
 from jobs.results import Result, Usage
 from jobs.states import ChunkState
 from jobs.streams import Publisher
-from worker.chat import Answer, Asked, Chat
+from worker.chat import Answer, Asked, Chat, Question
 from worker.chat.pieces import Publish
 from worker.chat.structure import Missed
 from worker.engine import Completion, EngineFailed, EngineStopped, NothingToSample
@@ -33,6 +33,7 @@ from worker.twins import Twins, likeness
 logger = logging.getLogger(__name__)
 
 FLUSH_RESULTS = 32
+ASKED_AT_ONCE = 16
 TRIES = 3
 STORE_AGAIN_SECONDS = 2.0
 
@@ -131,25 +132,25 @@ class Chunk:
 
     def _ask(self) -> None:
         while self._unasked:
-            self._submit(self._unasked.popleft())
+            lines = [self._unasked.popleft() for _ in range(min(len(self._unasked), ASKED_AT_ONCE))]
+            bodies = [orjson.loads(line.text)["body"] for line in lines]
+            questions = [self._question(line, body) for line, body in zip(lines, bodies, strict=True)]
+            many = self.means.chat.prompts(questions, created=self.batch.created_at, priority=self.batch.priority)
+            for line, question, asked in zip(lines, questions, many, strict=True):
+                self._submit(line, question, asked)
 
-    def _submit(self, line: Line) -> None:
+    def _question(self, line: Line, body: dict[str, object]) -> Question:
+        return Question(body, f"{self.batch.public_id}:{line.custom_id}", self._publish(body))
+
+    def _submit(self, line: Line, question: Question, asked: Asked | Refusal) -> None:
         """Hand a line to the engine; a line that cannot be asked is answered with its refusal."""
-        body = orjson.loads(line.text)["body"]
-        publish = self._publish(body)
-        try:
-            asked = self.means.chat.prompt(
-                body,
-                seed_text=f"{self.batch.public_id}:{line.custom_id}",
-                created=self.batch.created_at,
-                priority=self.batch.priority,
-                publish=publish,
-            )
-            # Text that comes from another line's computation would not come in pieces.
-            alike = likeness(self.batch.project_id, body, asked.prompt) if publish is None else None
-            self._start(Pending(line, body, asked, alike, tries=1))
-        except Refusal as refusal:
-            self._answered.append(_refused(line, refusal))
+        if isinstance(asked, Refusal):
+            self._answered.append(_refused(line, asked))
+            return
+        # Text that comes from another line's computation would not come in pieces.
+        is_alone = question.publish is not None
+        alike = None if is_alone else likeness(self.batch.project_id, question.body, asked.prompt)
+        self._start(Pending(line, question.body, asked, alike, tries=1))
 
     def _publish(self, body: dict[str, object]) -> Publish | None:
         """Where the text of a line goes that someone reads while it is written."""

@@ -1,16 +1,17 @@
 """The body of a chat completion becomes a prompt for the engine, and the engine's tokens its answer."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import TypeVar
 
 import orjson
 
 from jobs.contract import chat
 from jobs.contract.chat import ChatCompletion
-from jobs.errors import BadRequest, TooLong
+from jobs.errors import BadRequest, Refusal, TooLong
 from worker.chat import reading, structure
 from worker.chat.answer import Answer, AnsweredChoice, completion_json, usage_of
 from worker.chat.grammar import Grammars
@@ -19,9 +20,29 @@ from worker.chat.reading import Reading
 from worker.chat.speech import Speech
 from worker.chat.structure import Structure
 from worker.chat.tools import offer as offers
+from worker.chat.tools.offer import Offer
 from worker.chat.watching import Watching, hold_of
 from worker.engine import Completion, FinishReason, Prompt, Sampling
 from worker.model import ModelFolder
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A body that is to be asked; `Chat.prompt` says what the rest is for."""
+
+    body: dict[str, object]
+    seed_text: str
+    publish: Publish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Understood:
+    question: Question
+    wanted: ChatCompletion
+    offer: Offer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +94,20 @@ class Chat:
         The same `seed_text` gives the same id and, where the body has no seed, the same noise. `created` is
         the time a template sees. `publish` is called on the engine's thread with the text as it is written.
         """
-        wanted = _read(body)
-        self._refuse_unknown_tokens(wanted)
-        offer = offers.of(wanted)
-        token_ids = self._speech.prompt_ids(wanted, offer, created)
-        form = structure.asked_for(wanted, self._grammars)
-        hold = hold_of(offer, form.grammar if form else None, self._speech, self._grammars)
-        thoughts = self._speech.thoughts(token_ids, wanted.thinking_tokens_max, is_held=hold.is_from_start)
-        stop_bytes = tuple(stop.encode() for stop in wanted.stops)
-        watching = Watching(self._tokenizer, self._speech, offer, hold, stop_bytes, publish)
-        prompt = Prompt(
-            token_ids=token_ids,
-            sampling=_sampling(wanted, seed_text),
-            tokens_max=self._tokens_max(wanted, len(token_ids)),
-            tokens_min=wanted.min_tokens or 0,
-            choices=wanted.n or 1,
-            stop_token_ids=self._stops(wanted),
-            priority=priority,
-            top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
-            watch=watching.maker(thoughts),
-        )
-        how = Reading(stop_bytes, thoughts, offer, partial(_call_id, seed_text))
-        return Asked(
-            prompt,
-            f"chatcmpl-{_digest('id', seed_text).hex()[:32]}",
-            wanted.model,
-            how,
-            structure=None if wanted.stops or wanted.stop_token_ids or (offer and offer.is_forced) else form,
-            is_read=publish is not None,
-        )
+        (asked,) = self.prompts([Question(body, seed_text, publish)], created=created, priority=priority)
+        if isinstance(asked, Refusal):
+            raise asked
+        return asked
+
+    def prompts(self, questions: Sequence[Question], *, created: datetime, priority: int = 0) -> list[Asked | Refusal]:
+        """As `prompt`, for many; the Refusal of one stands in its place.
+
+        Each step is taken for all of them in turn: a processor takes two thirds of the time for what it has just done.
+        """
+        understood = _each(self._understand, questions)
+        said = _each(lambda one: (one, self._speech.prompt_text(one.wanted, one.offer, created)), understood)
+        encoded = _each(lambda one: (one[0], self._speech.encode(one[1])), said)
+        return _each(lambda one: self._ask(*one, priority), encoded)
 
     def answer(self, asked: Asked, completions: Sequence[Completion], *, created_at: int) -> Answer:
         """The body to send; `created_at` in seconds since 1970. `Missed` where a text has not the form asked for."""
@@ -116,6 +122,39 @@ class Chat:
             usage=usage,
         )
         return Answer(body, usage)
+
+    def _understand(self, question: Question) -> _Understood:
+        wanted = _read(question.body)
+        self._refuse_unknown_tokens(wanted)
+        return _Understood(question, wanted, offers.of(wanted))
+
+    def _ask(self, understood: _Understood, token_ids: list[int], priority: int) -> Asked:
+        question, wanted, offer = understood.question, understood.wanted, understood.offer
+        form = structure.asked_for(wanted, self._grammars)
+        hold = hold_of(offer, form.grammar if form else None, self._speech, self._grammars)
+        thoughts = self._speech.thoughts(token_ids, wanted.thinking_tokens_max, is_held=hold.is_from_start)
+        stop_bytes = tuple(stop.encode() for stop in wanted.stops)
+        watching = Watching(self._tokenizer, self._speech, offer, hold, stop_bytes, question.publish)
+        prompt = Prompt(
+            token_ids=token_ids,
+            sampling=_sampling(wanted, question.seed_text),
+            tokens_max=self._tokens_max(wanted, len(token_ids)),
+            tokens_min=wanted.min_tokens or 0,
+            choices=wanted.n or 1,
+            stop_token_ids=self._stops(wanted),
+            priority=priority,
+            top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
+            watch=watching.maker(thoughts),
+        )
+        how = Reading(stop_bytes, thoughts, offer, partial(_call_id, question.seed_text))
+        return Asked(
+            prompt,
+            f"chatcmpl-{_digest('id', question.seed_text).hex()[:32]}",
+            wanted.model,
+            how,
+            structure=None if wanted.stops or wanted.stop_token_ids or (offer and offer.is_forced) else form,
+            is_read=question.publish is not None,
+        )
 
     def _tokens_max(self, wanted: ChatCompletion, prompt_tokens: int) -> int:
         """The longest answer for which there is room; one token is the least. BadRequest, in OpenAI's words, for
@@ -164,6 +203,20 @@ class Chat:
         if asked.structure is not None and completion.finish_reason is FinishReason.STOP and not answered.calls:
             asked.structure.check(answered.content or "")
         return answered
+
+
+def _each(step: Callable[[Given], Made], ones: Iterable[Given | Refusal]) -> list[Made | Refusal]:
+    """Take a step for each, but for those that are refused already; where it refuses one, the Refusal stands there."""
+    made: list[Made | Refusal] = []
+    for one in ones:
+        if isinstance(one, Refusal):
+            made.append(one)
+            continue
+        try:
+            made.append(step(one))
+        except Refusal as refusal:
+            made.append(refusal)
+    return made
 
 
 def _read(body: dict[str, object]) -> ChatCompletion:

@@ -36,16 +36,14 @@ class Speech:
     def family(self) -> families.Family:
         return self._spoken.family
 
-    def prompt_ids(self, wanted: ChatCompletion, offer: Offer | None, created: datetime) -> list[int]:
+    def prompt_text(self, wanted: ChatCompletion, offer: Offer | None, created: datetime) -> str:
         """BadRequest for what the template cannot render, or would not notice."""
         shield = self._tokenizer.shield
         template = self._tool_template if offer else self._template
         said = conversation.of(wanted.messages, offer.shown if offer else (), self._spoken, shield)
         told = variables.of(wanted, template.variables, thinks=self._tags is not None)
         more = {name: conversation.shielded(value, shield) for name, value in told.items()}
-        return self._tokenizer.encode_template(
-            template.render(said.turns, now=created, tools=said.tools, variables=more)
-        )
+        return template.render(said.turns, now=created, tools=said.tools, variables=more)
 
     def thoughts(self, prompt_ids: Sequence[int], tokens_max: int | None, *, is_held: bool) -> Thoughts | None:
         """What an answer begins with, for a model that thinks; `is_held` says that a grammar holds the answer."""
@@ -66,7 +64,7 @@ class Speech:
         return Beginning(self.family.openings, only_first=self.family.only_first)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of what the model wrote itself, its control tokens as such."""
+        """The tokens of a prompt, or of what the model wrote itself: control tokens are read as such."""
         return self._tokenizer.encode_template(text)
 
     def _mark(self, grammars: Grammars, text: str) -> str:

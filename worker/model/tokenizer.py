@@ -19,13 +19,17 @@ from worker.model import spelling
 # A code point that Unicode keeps for a program's inner use. Text that holds it anyway gets it doubled.
 _MARK: Final = "\ufdd0"
 _MARKS: Final = re.compile(f"{_MARK}({_MARK}?)")
-_BLANKS: Final = re.compile(r"\s+")
+_BLANKS: Final = re.compile(r"\A\s+")
 _SPACED: Final = re.compile(rb" [^ ]")
 
 # A template says the same between its control tokens in every prompt, and so do many system prompts. What was
 # encoded lately is kept: 256 texts, of which even the longest take 15 MB in all.
 _KEPT_TEXTS: Final = 256
 _KEPT_CHARACTERS: Final = 4096
+
+# Longer texts are encoded as a batch of one, for which the library lets other threads go on: a text of a million
+# characters takes it most of a second, in which an engine would stand still.
+_SHORT_CHARACTERS: Final = 256
 
 
 class Tokenizer:
@@ -47,7 +51,7 @@ class Tokenizer:
             token.content: index for index, token in added.items() if token.special and len(token.content) > 1
         }
         self._swallowing = {token.content for token in added.values() if token.rstrip}
-        self._control_pattern = re.compile(_any_of(self._control)) if self._control else None
+        self._control_pattern = re.compile(f"({_any_of(self._control)})") if self._control else None
         self._suspicious = re.compile(f"[{re.escape(_MARK + ''.join({text[0] for text in self._control}))}]")
         self._control_beginnings = {text[:end] for text in self._control for end in range(1, len(text))}
         self._beginning_max = max(map(len, self._control_beginnings), default=0)
@@ -88,15 +92,14 @@ class Tokenizer:
 
     def encode_template(self, text: str) -> list[int]:
         """The ids of a rendered template whose foreign texts all went through `shield`."""
-        ids: list[int] = []
-        end = 0
-        for found in self._control_pattern.finditer(text) if self._control_pattern else ():
-            ids += self._ids(_without_marks(text[end : found.start()]), begins=not end)
-            ids.append(self._control[found[0]])
-            end = found.end()
-            if found[0] in self._swallowing and (blanks := _BLANKS.match(text, end)):
-                end = blanks.end()
-        ids += self._ids(_without_marks(text[end:]), begins=not end)
+        # Texts and the control tokens between them, in turn.
+        first, *others = self._control_pattern.split(text) if self._control_pattern else (text,)
+        ids = [*self._ids(_without_marks(first), begins=True)]
+        for control, said in zip(others[::2], others[1::2], strict=True):
+            ids.append(self._control[control])
+            if said:
+                behind = _BLANKS.sub("", said, 1) if control in self._swallowing else said
+                ids += self._ids(_without_marks(behind), begins=False)
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
@@ -133,7 +136,9 @@ class Tokenizer:
     def _encode(self, text: str, begins: bool) -> tuple[int, ...]:
         """A pure function of its arguments: what it gave once may be given again."""
         backend = self._backend if begins else self._inside
-        return tuple(backend.encode(text, add_special_tokens=False).ids)
+        if len(text) <= _SHORT_CHARACTERS:
+            return tuple(backend.encode(text, add_special_tokens=False).ids)
+        return tuple(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _without_first_space(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
