@@ -160,7 +160,7 @@ def parts_of(key: str) -> Parts | None:
     return Parts(key_id, _sha256(secret))
 
 
-def caller_of(key_id: str, row: Row[Any]) -> Caller:
+def caller_of(key_id: str, row: Row[*tuple[Any, ...]]) -> Caller:
     """The caller of a row with a key's `project_id`, `scopes` and limits."""
     scopes = frozenset(Scope) if row.scopes is None else frozenset(map(Scope, row.scopes))
     limits = Limits(row.requests_per_minute, row.uploads_at_once, row.open_batches, row.queued_lines)

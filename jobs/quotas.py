@@ -27,7 +27,8 @@ PAY = text("""
     RETURNING project_id, scopes, requests_per_minute, uploads_at_once, open_batches, queued_lines
 """)
 WAIT = text("""
-    SELECT extract(epoch FROM paid_until + interval '1 minute' / coalesce(requests_per_minute, :per_minute) - now()) - 60
+    SELECT extract(epoch FROM paid_until - now() + interval '1 minute' / coalesce(requests_per_minute, :per_minute)
+                              - interval '1 minute')
       FROM api_key WHERE id = :id
 """)
 
@@ -52,10 +53,9 @@ def admit(connection: Connection, key: str | None, *, requests_per_minute: int) 
             return keys.caller_of(named.id, row)
     caller = keys.authenticate(connection, key)
     wait = connection.execute(WAIT, {"id": caller.key_id, "per_minute": requests_per_minute}).scalar()
-    seconds = max(float(wait or 0), 0)
+    seconds, limit = max(float(wait or 0), 0), caller.limits.requests_per_minute or requests_per_minute
     raise TooMany(
-        f"Rate limit reached for requests of this key: Limit {caller.limits.requests_per_minute or requests_per_minute} "
-        f"per min. Please try again in {seconds:.3g}s.",
+        f"Rate limit reached for requests of this key: Limit {limit} per min. Please try again in {seconds:.3g}s.",
         code="rate_limit_exceeded",
         retry_seconds=seconds,
     )

@@ -70,7 +70,10 @@ def test_aliases_that_cannot_be_read_stop_the_start(told: str) -> None:
         Settings.read({"GRISTMILL_MODEL_ALIASES": told})
 
 
-def test_a_batch_without_a_worker_for_its_model_says_so_until_there_is_one(ledger: Engine, client: TestClient) -> None:
+def test_a_batch_without_a_worker_for_its_model_says_so_until_there_is_one(
+    ledger: Engine, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.workers.FRESH_SECONDS", 0.0)
     batch = making.ingest(ledger, [making.line("a")])
 
     def waiting_for() -> list[str | None]:
