@@ -4,6 +4,7 @@ It may be asked at any moment: what is still under way is no fault, unless nobod
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
 
@@ -25,6 +26,9 @@ def faults(engine: Engine, settings: Settings, *, patience_seconds: float = 60) 
     retention deletes are left out.
     """
     yield from database.run(engine, _strays)
+    for file_id, size in database.run(engine, _ready_files):
+        if _size(engine, file_id) != size and (file_id, size) in database.run(engine, _ready_files):
+            yield f"The file {file_id} has not the bytes that it should have."
     for batch_id in database.run(engine, lambda c: _kept(c, settings.retention_days)):
         batch, found = database.run(engine, partial(_look, batch_id=batch_id, patience_seconds=patience_seconds))
         if batch is None:
@@ -212,15 +216,11 @@ def _stuck(connection: Connection, batch: Batch, patience_seconds: float) -> Ite
 
 
 def _strays(connection: Connection) -> list[str]:
-    """Rows of no batch, and files that are not whole or that nothing leads to."""
+    """Rows of no batch, and files that nothing leads to."""
     found = connection.execute(
         text("""
             SELECT 'There are ' || count(*) || ' chunks of no batch.' FROM chunk c
              WHERE NOT EXISTS (SELECT 1 FROM batch b WHERE b.id = c.batch_id) HAVING count(*) > 0
-            UNION ALL
-            SELECT 'The file ' || f.id || ' has not the bytes that it should have.' FROM file f
-             WHERE f.state = 'ready' AND f.size_bytes <>
-                   (SELECT coalesce(sum(octet_length(p.content)), 0) FROM file_part p WHERE p.file_id = f.id)
             UNION ALL
             SELECT 'The file ' || f.id || ' is a result of no batch.' FROM file f
              WHERE f.state = 'ready' AND f.purpose = 'batch_output'
@@ -234,6 +234,20 @@ def _strays(connection: Connection) -> list[str]:
     return [row[0] for row in found]
 
 
+def _ready_files(connection: Connection) -> list[tuple[str, int]]:
+    """Each file that someone may read, and its size."""
+    rows = connection.execute(text("SELECT id, size_bytes FROM file WHERE state = 'ready' ORDER BY created_at"))
+    return [(row.id, row.size_bytes) for row in rows]
+
+
+def _size(engine: Engine, file_id: str) -> int | None:
+    """How many bytes can be read; None where a part is damaged."""
+    try:
+        return sum(map(len, files.read(engine, file_id)))
+    except files.Damaged:
+        return None
+
+
 def _file_faults(engine: Engine, batch: Batch) -> Iterator[str]:
     """The files of an ended batch are, byte for byte and in order, what its tables say; a deleted one says nothing."""
     for kind, file_id, is_ok in (("output", batch.output_file_id, True), ("error", batch.error_file_id, False)):
@@ -241,8 +255,9 @@ def _file_faults(engine: Engine, batch: Batch) -> Iterator[str]:
             continue
         expected = (export.line(batch, row) for row in export.rows(engine, batch.id) if bool(row.ok) is is_ok)
         stored = files.lines(files.read(engine, file_id), size_max=LINE_SIZE_MAX)
-        if (number := _first_difference(expected, stored)) is not None:
-            yield f"its {kind} file differs from its results, first in line {number}"
+        with suppress(files.Damaged):  # which is a fault of the file, and told as such
+            if (number := _first_difference(expected, stored)) is not None:
+                yield f"its {kind} file differs from its results, first in line {number}"
 
 
 def _is_there(connection: Connection, *, batch: Batch, file_id: str) -> bool:

@@ -105,7 +105,10 @@ file_part = Table(
     metadata,
     Column("file_id", ForeignKey("file.id", ondelete="CASCADE"), primary_key=True),
     Column("seq", Integer, primary_key=True),
-    Column("content", LargeBinary, nullable=False),
+    Column("content", LargeBinary),  # as it is, in parts stored before there was `packed`
+    Column("packed", LargeBinary),  # in zlib's format (RFC 1950)
+    Column("size_bytes", Integer),  # unpacked
+    CheckConstraint("num_nonnulls(content, packed) = 1", name="one_of_two"),
 )
 
 batch = Table(

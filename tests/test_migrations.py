@@ -3,6 +3,7 @@
 A new revision is covered by being there. A new table has to get a row in `full`.
 """
 
+import zlib
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -79,6 +80,19 @@ def end(ledger: Engine, batch: Batch) -> None:
     export.finalize(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS)
 
 
+def unpack(ledger: Engine) -> None:
+    """Store the parts of files as it was done before there was `packed`."""
+    with ledger.begin() as connection:
+        for file_id, seq, packed in connection.execute(text("SELECT file_id, seq, packed FROM file_part")).all():
+            connection.execute(
+                text("""
+                    UPDATE file_part SET content = :content, packed = NULL, size_bytes = NULL
+                     WHERE file_id = :file_id AND seq = :seq
+                """),
+                {"file_id": file_id, "seq": seq, "content": zlib.decompress(packed)},
+            )
+
+
 def upgrade(engine: Engine, revision: str) -> None:
     with engine.connect() as connection:
         command.upgrade(migrate._config(connection), revision)
@@ -110,6 +124,8 @@ def test_data_of_each_revision_are_brought_to_the_newest_and_work_goes_on(
     upgrade(old, revision)
     known = MetaData()
     known.reflect(old)
+    if "packed" not in known.tables["file_part"].columns:
+        unpack(ledger)
     kept = {
         table.name: [column.name for column in table.columns if column.name in metadata.tables[table.name].columns]
         for table in known.sorted_tables
@@ -132,4 +148,21 @@ def test_data_of_each_revision_are_brought_to_the_newest_and_work_goes_on(
         end(old, made[state])
         assert making.fetch(old, made[state]).state is BatchState.COMPLETED
     assert list(audit.faults(old, making.SETTINGS)) == []
+    old.dispose()
+
+
+def test_packed_parts_are_plain_again_for_a_program_of_before(ledger: Engine, servers: Addresses, old_url: str) -> None:
+    content = making.line("a") * 20_000
+    file = making.upload(ledger, content)
+    old = database.connect(old_url)
+    upgrade(old, "0005")
+    for table in ("project", "file", "file_part"):
+        columns = list(metadata.tables[table].columns.keys())
+        fill(old_url, table, columns, rows(servers.database_url, table, columns))
+    with old.connect() as connection:
+        command.downgrade(migrate._config(connection), "0004")
+        connection.commit()
+    with old.begin() as connection:
+        query = text("SELECT content FROM file_part WHERE file_id = :id ORDER BY seq")
+        assert b"".join(connection.execute(query, {"id": file.id}).scalars()) == content
     old.dispose()

@@ -42,7 +42,11 @@ DAMAGE = {
     "a chunk was given up": ("UPDATE chunk SET state = 'void' WHERE first_position = 4", "were given up"),
     "an output file is not linked": ("UPDATE batch SET output_file_id = NULL", "its output file is None"),
     "an error file is not linked": ("UPDATE batch SET error_file_id = NULL", "is a result of no batch"),
-    "a file lost bytes": ("UPDATE file_part SET content = '{}'", "has not the bytes that it should have"),
+    "a file lost a part": ("DELETE FROM file_part", "has not the bytes that it should have"),
+    "a part lost bytes": (
+        "UPDATE file_part SET packed = substr(packed, 1, 9)",
+        "has not the bytes that it should have",
+    ),
     "the files are mixed up": (
         "UPDATE batch SET output_file_id = error_file_id, error_file_id = output_file_id",
         "its output file differs from its results, first in line 1",

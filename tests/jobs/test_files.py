@@ -39,6 +39,28 @@ def test_a_file_comes_back_as_it_was_written(ledger: Engine) -> None:
     assert max(map(len, parts)) == files.PART_SIZE
 
 
+def test_parts_that_were_stored_before_they_were_packed_are_read_as_ever(ledger: Engine) -> None:
+    content = b"0123456789" * 300_000
+    file = making.upload(ledger, content)
+    with ledger.begin() as connection:
+        plain = {"id": file.id, "content": content[: files.PART_SIZE]}
+        connection.execute(
+            text("""
+                UPDATE file_part SET content = :content, packed = NULL, size_bytes = NULL
+                 WHERE file_id = :id AND seq = 0
+            """),
+            plain,
+        )
+    assert b"".join(files.read(ledger, file.id)) == content
+    for start in (5, files.PART_SIZE - 1, files.PART_SIZE, files.PART_SIZE + 7):
+        assert b"".join(files.read(ledger, file.id, start=start, stop=start + 20)) == content[start : start + 20]
+
+
+def test_what_repeats_itself_takes_little_room(ledger: Engine) -> None:
+    making.upload(ledger, b'{"role": "user"}' * 100_000)
+    assert making.scalar(ledger, "SELECT sum(octet_length(packed)) FROM file_part") < 100_000  # type: ignore[operator]
+
+
 def test_an_unfinished_upload_is_invisible_and_swept_after_a_day(ledger: Engine) -> None:
     writer = files.Writer(ledger, project_id=DEFAULT_PROJECT, purpose="batch", filename="x.jsonl")
     writer.write(b"x" * files.PART_SIZE)
