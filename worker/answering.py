@@ -3,12 +3,14 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy
@@ -31,6 +33,8 @@ from worker.moderation import ContentFilter
 from worker.twins import Twins, likeness
 
 logger = logging.getLogger(__name__)
+
+Awaited = TypeVar("Awaited", bound=Future[Any])
 
 FLUSH_RESULTS = 32
 ASKED_AT_ONCE = 16
@@ -78,6 +82,7 @@ class Chunk:
     _pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
     # Lines in the filter's hands: a prompt may be asked once nothing came, an answer comes as it may be sent.
     _judged: dict[Future[None] | Future[Answer], Pending] = field(default_factory=dict)
+    _came: SimpleQueue[Future[Any]] = field(default_factory=SimpleQueue)  # of both, as they are done
     _answered: list[Result] = field(default_factory=list)
     _has_failed: bool = False
 
@@ -163,20 +168,26 @@ class Chunk:
         if self.means.content_filter is None:
             self._compute(pending)
         else:
-            self._judged[self.means.content_filter.prompt(pending.body)] = pending
+            self._await(self._judged, self.means.content_filter.prompt(pending.body), pending)
 
     def _compute(self, pending: Pending) -> None:
         try:
-            self._pending[self.means.twins.submit(pending.asked.prompt, pending.likeness)] = pending
+            future = self.means.twins.submit(pending.asked.prompt, pending.likeness)
         except (EngineFailed, EngineStopped):
             self._has_failed = True
+        else:
+            self._await(self._pending, future, pending)
+
+    def _await(self, among: dict[Awaited, Pending], future: Awaited, pending: Pending) -> None:
+        """Enter a line that is in someone's hands; what it waits for may be there already."""
+        among[future] = pending
+        future.add_done_callback(self._came.put)
 
     def _collect(self) -> None:
         """Take answers as they come and store them in small lots, until all are there or the lease is gone."""
         flushed_at = monotonic()
         while self._open and not (self.is_lost or self._has_failed or self.means.is_drained()):
-            done, _ = wait(self._open, timeout=self.means.flush_seconds, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in self._done():
                 take = self._take if future in self._pending else self._take_judged
                 take(future)
             self.means.took()
@@ -188,6 +199,13 @@ class Chunk:
         self._flush()
         if self._open and not self.is_lost and not self._has_failed:
             database.run(self.means.ledger, lambda c: leases.release(c, self.lease))
+
+    def _done(self) -> Iterator[Future[Any]]:
+        """Wait a while for what has come, and take all of it."""
+        with suppress(Empty):
+            yield self._came.get(timeout=self.means.flush_seconds)
+            while True:
+                yield self._came.get_nowait()
 
     def _take(self, future: Future[list[Completion]]) -> None:
         """Take the answer of one line, or ask again where the asking went wrong."""
@@ -213,7 +231,7 @@ class Chunk:
         if self.means.content_filter is None:
             self._answered.append(_result(pending.line.line_no, answer))
         else:
-            self._judged[self.means.content_filter.answer(pending.body, answer)] = pending
+            self._await(self._judged, self.means.content_filter.answer(pending.body, answer), pending)
 
     def _take_judged(self, future: Future[None] | Future[Answer]) -> None:
         """Go on with a line that was judged; where that went wrong, from its beginning."""

@@ -1,5 +1,8 @@
 """What a user wrote never becomes a control token, and is otherwise encoded as always."""
 
+import threading
+import time
+
 import pytest
 import tokenizers
 from hypothesis import example, given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests import tiny_model
 from tests.tiny_model import CONTROL
-from worker.model import Tokenizer, UnsupportedModel, byte_level
+from worker.model import ModelFolder, Tokenizer, UnsupportedModel, byte_level
 
 MERGES = ["h e", "l l", "he ll", "Ċ Ċ", "Ġ he", "< |"]
 
@@ -108,3 +111,28 @@ def test_the_alphabet_is_the_one_of_the_library() -> None:
 def test_an_unknown_way_of_cutting_words_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModel, match=r"'tekken'.*supported: gpt-2"):
         byte_level.build(list(byte_level.BYTE_OF_SIGN), [], "tekken", control=[], whole=[])
+
+
+def test_a_long_text_has_the_tokens_of_its_words(smollm2: ModelFolder) -> None:
+    tokenizer = smollm2.tokenizer()
+    words = [" Grüße", " of", " the", " fox", " 🦙"] * 100
+    alone = {word: tokenizer.encode_plain(word) for word in words}
+    assert tokenizer.encode_plain("".join(words)) == [index for word in words for index in alone[word]]
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(smollm2: ModelFolder) -> None:
+    tokenizer, text = smollm2.tokenizer(), "The quick brown fox jumps over the lazy dog. " * 10_000
+    seen, is_over = [], threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.005):
+            seen.append(time.monotonic())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    began = time.monotonic()
+    tokenizer.encode_plain(text)
+    ended = time.monotonic()
+    is_over.set()
+    looking.join()
+    assert sum(began < moment < ended for moment in seen) >= 5
