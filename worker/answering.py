@@ -75,9 +75,9 @@ class Chunk:
     """A leased chunk while one thread answers it; others may ask how many lines are left, or say that it is lost."""
 
     lease: Lease
+    batch: Batch
     means: Means
     is_lost: bool = False
-    _batch: Batch | None = None
     _unasked: deque[Line] | None = None  # None until they are read
     _pending: dict[Future[list[Completion]], Pending] = field(default_factory=dict)
     # Lines in the filter's hands: a prompt may be asked once nothing came, an answer comes as it may be sent.
@@ -99,20 +99,15 @@ class Chunk:
     @property
     def facts(self) -> dict[str, object]:
         """What a log says of it."""
-        batch = self.lease.batch_id if self._batch is None else self._batch.public_id
-        return {"batch": batch, "position": self.lease.first_position, "epoch": self.lease.epoch}
-
-    @property
-    def batch(self) -> Batch:
-        """The batch that it is of."""
-        assert self._batch is not None, "it is read before anything is asked"
-        return self._batch
+        return {"batch": self.batch.public_id, "position": self.lease.first_position, "epoch": self.lease.epoch}
 
     def answer(self) -> None:
         """Ask the lines and store what they are answered with, until all are or the lease is gone."""
-        if self._read():
-            self._ask()
-            self._collect()
+        lines = database.run_autocommit(self.means.ledger, lambda c: leases.unanswered(c, self.lease))
+        self._unasked = deque(lines)
+        logger.info("chunk claimed", extra={**self.facts, "lines": len(lines)})
+        self._ask()
+        self._collect()
 
     def cancel(self) -> None:
         """Nobody waits any more for what is still open."""
@@ -123,17 +118,6 @@ class Chunk:
     def _open(self) -> list[Future[Any]]:
         """Whatever is waited for."""
         return [*self._pending, *self._judged]
-
-    def _read(self) -> bool:
-        """Read what a lease is for; False if its batch is gone."""
-        self._batch, lines = database.run_autocommit(
-            self.means.ledger, lambda c: (batches.by_id(c, self.lease.batch_id), leases.unanswered(c, self.lease))
-        )
-        if self._batch is None:
-            return False
-        self._unasked = deque(lines)
-        logger.info("chunk claimed", extra={**self.facts, "lines": len(lines)})
-        return True
 
     def _ask(self) -> None:
         while self._unasked:

@@ -11,7 +11,8 @@ from uuid import UUID
 
 import sqlalchemy
 
-from jobs import database, direct, failpoints, fairness, leases, poison
+from jobs import batches, database, direct, failpoints, fairness, leases, poison
+from jobs.batches import Batch
 from jobs.failpoints import Point
 from jobs.hints import Hints
 from jobs.leases import Lease
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 LOWEST_PRIORITY = 32_767
 LOOK_SECONDS = 1.0  # while chunks are answered and no hint comes
 CHUNKS_MAX = 32
+BATCHES_MAX = 64
 DIRECT_MAX = 16  # completions outside batches, beside the chunks
 
 
@@ -64,6 +66,7 @@ class Pump:
         )
         self._lines_max = max(3 * engine.slots, settings.chunk_lines) + settings.chunk_lines
         self._held: dict[tuple[int, int, int], Chunk] = {}
+        self._batches: dict[int, Batch | None] = {}
         self._shares = fairness.Shares()
         self._lock = threading.Lock()
         self._leasing = threading.Lock()
@@ -128,15 +131,17 @@ class Pump:
         room = self._room
         claimed = self._claim(owner, LOWEST_PRIORITY if room else direct.PRIORITY, chunks=max(room, 1))
         self._is_dry = bool(room and not claimed)
-        for lease in claimed:
+        for chunk in claimed:
             failpoints.reach(Point.CHUNK_CLAIMED)
-            self._takers.submit(self._answer, self._hold(lease))
+            with self._lock:
+                self._held[chunk.key] = chunk
+            self._takers.submit(self._answer, chunk)
         return bool(claimed)
 
-    def _claim(self, owner: UUID, priority_max: int, *, chunks: int) -> list[Lease]:
+    def _claim(self, owner: UUID, priority_max: int, *, chunks: int) -> list[Chunk]:
         """The next chunks of one batch. A suspect waits until nothing else is answered."""
 
-        def claim(connection: sqlalchemy.Connection) -> list[Lease]:
+        def claim(connection: sqlalchemy.Connection) -> list[Chunk]:
             best = self._shares.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
             if best is None or (best.crashes >= poison.SUSPECT_CRASHES and self._held):
                 return []
@@ -149,19 +154,24 @@ class Pump:
             )
             self._shares.charge(best, sum(len(lease.line_numbers) for lease in claimed))
             suspects = [lease for lease in claimed if poison.is_suspect(lease)]
-            if not suspects or (len(claimed) == 1 and not self._held):
-                return claimed
-            for lease in suspects:  # met behind the one that we had seen, or in its place
-                leases.release(connection, lease)
-            return [lease for lease in claimed if lease not in suspects]
+            if suspects and (len(claimed) > 1 or self._held):
+                for lease in suspects:  # met behind the one that we had seen, or in its place
+                    leases.release(connection, lease)
+                claimed = [lease for lease in claimed if lease not in suspects]
+            return [Chunk(lease, batch, self._means) for lease in claimed if (batch := self._known(connection, lease))]
 
         return database.run_autocommit(self._ledger, claim)
 
-    def _hold(self, lease: Lease) -> Chunk:
-        chunk = Chunk(lease, self._means)
-        with self._lock:
-            self._held[chunk.key] = chunk
-        return chunk
+    def _known(self, connection: sqlalchemy.Connection, lease: Lease) -> Batch | None:
+        """The batch of a lease as it was when its first chunk came: what is read of it here never changes. None if it
+        is gone.
+        """
+        batch_id = lease.batch_id
+        if batch_id not in self._batches:
+            if len(self._batches) >= BATCHES_MAX:
+                self._batches.clear()
+            self._batches[batch_id] = batches.by_id(connection, batch_id)
+        return self._batches[batch_id]
 
     def _answer(self, chunk: Chunk) -> None:
         """What goes wrong here costs the lease, no more."""
@@ -181,8 +191,12 @@ class Pump:
 
     @property
     def _room(self) -> int:
-        """How many chunks more would leave the engine with few enough lines."""
+        """How many chunks more would leave the engine with few enough lines; none before it is worth a look at the
+        ledger, which finds many as fast as one.
+        """
         with self._lock:
             lines = sum(chunk.lines for chunk in self._held.values())
             chunks = (self._lines_max - lines) // self._settings.chunk_lines
+            if 2 * chunks < self._lines_max // self._settings.chunk_lines:
+                return 0
             return max(min(chunks, CHUNKS_MAX - len(self._held)), 0)

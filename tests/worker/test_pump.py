@@ -43,8 +43,9 @@ def owner(ledger: Ledger) -> UUID:
 
 
 def claimed(pump: Pump, owner: UUID) -> Chunk:
-    (lease,) = pump._claim(owner, 32_767, chunks=1)
-    return pump._hold(lease)
+    (chunk,) = pump._claim(owner, 32_767, chunks=1)
+    pump._held[chunk.key] = chunk
+    return chunk
 
 
 def bodies(ledger: Ledger) -> dict[int, dict[str, object]]:
@@ -164,6 +165,16 @@ def test_a_long_line_of_a_chunk_does_not_keep_the_next_chunks_waiting(
     assert inference.progress.steps < 2 * long, "a chunk or two at a time take three times as long as their long lines"
 
 
+def test_the_ledger_is_asked_for_many_chunks_at_once(ledger: Ledger, pump: Pump, owner: UUID) -> None:
+    making.ingest(ledger, [making.line(f"r{n}") for n in range(100)])
+    window = room = pump._room
+    held = [claimed(pump, owner) for _ in range(window)]
+    assert pump._room == 0
+    while held and not (room := pump._room):
+        del pump._held[held.pop().key]
+    assert window / 2 <= room < window
+
+
 def test_answers_wait_for_a_disk_with_room(
     ledger: Ledger, pump: Pump, owner: UUID, inference: engine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,8 +202,8 @@ def test_a_direct_completion_is_answered_before_any_batch(ledger: Ledger, pump: 
         ledger, lambda c: direct.submit(c, "default", body, model="tiny", public_id=direct.new_id())
     ).id
     (first,) = pump._claim(owner, 32_767, chunks=1)
-    assert first.batch_id == batch_id
-    database.run(ledger, lambda c: leases.release(c, first))
+    assert first.lease.batch_id == batch_id
+    database.run(ledger, lambda c: leases.release(c, first.lease))
     pump.run(lambda: owner)
     answer = database.run(ledger, lambda c: direct.answer(c, batch_id))
     assert answer is not None
