@@ -32,11 +32,20 @@ class Sequence:
         """The share of the noise of the token to come."""
         return Draw(self.sampling, self.choice, self.prompt_tokens + len(self.token_ids))
 
+    def open(self) -> None:
+        """Take what must come before anything is drawn, and notice the end; called once, before the prompt is computed.
+        A watcher may raise: its prompt fails.
+        """
+        self._take_forced()
+
     def accept(self, token_id: int, logprob: TokenLogprob | None = None) -> None:
         """Take the token that was drawn with all that must follow it, and notice the end. A watcher may raise: its
         prompt fails.
         """
         self._take(token_id, logprob)
+        self._take_forced()
+
+    def _take_forced(self) -> None:
         while forced := self._forced():
             for token in forced:
                 if self.finish_reason is None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from tests import tiny_model
+from tests.worker.engine.test_forced import Form
 from worker.engine.block_runner import BlockRunner
 from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
@@ -182,6 +183,29 @@ def test_an_answer_that_had_to_leave_its_row_is_the_same_to_the_last_bit(model: 
     assert prompt_tokens > 4 * 20, "none had to leave its row"
     for mine, theirs in zip(crowded, alone, strict=True):
         assert (mine.token_ids, mine.logprobs) == (theirs.token_ids, theirs.logprobs)
+
+
+def test_what_must_come_first_is_the_same_to_the_last_bit_in_any_crowd_and_after_it_left_its_row(
+    model: ModelFolder,
+) -> None:
+    def asked(number: int) -> Prompt:
+        form = [*text(20 + 3 * number, 5).tolist(), *[None] * 130]
+        return Prompt(text(20, number), Sampling(seed=number), 150, watch=lambda _: Form(form, tells=True))
+
+    prompts = [asked(number) for number in range(4)]
+
+    def answers(asked: list[Prompt], blocks: int) -> tuple[list[tuple[int, ...]], int]:
+        with Engine(open_runner(model, holding(model, blocks)), KNOBS) as engine:
+            for future in [engine.submit(Prompt(text(5), Sampling(seed=1), 1)) for _ in range(80)]:
+                future.result(PATIENCE_SECONDS)
+            before = engine.progress.prompt_tokens
+            found = [future.result(PATIENCE_SECONDS)[0].token_ids for future in [engine.submit(one) for one in asked]]
+            return found, engine.progress.prompt_tokens - before
+
+    alone = [answers([one], blocks=5)[0][0] for one in prompts]
+    crowded, prompt_tokens = answers(prompts, blocks=8)
+    assert prompt_tokens > sum(40 + 3 * number for number in range(4)), "none had to leave its row"
+    assert crowded == alone
 
 
 def holding(model: ModelFolder, blocks: int) -> EngineSettings:
