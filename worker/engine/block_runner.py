@@ -1,8 +1,8 @@
 """Runs the 8-bit graph of `worker.model.block_graph` on the CPU: all rows and pieces of several prompts at once."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +10,18 @@ import onnxruntime as ort
 
 from worker.engine import memory
 from worker.engine import session as sessions
-from worker.engine.blocks import KINDS, BlockLayout, Blocks, NewTokens, RowBlocks, write_stretch
+from worker.engine.blocks import KINDS, BlockLayout, Blocks, Floats, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
 from worker.engine.softmax import Logits
 from worker.model.block_graph import STAGES
 
 Inputs = dict[str, npt.NDArray[Any]]
 """Of the graph, by name."""
+
+LIFTED_MIN: Final = 8
+"""So many tokens of a row ahead of a step are worth turning what it holds to float32: `docs/performance.md`. It must
+depend on nothing but the text, because an answer's last bits do depend on it.
+"""
 
 _ROWS_MIN = 2
 """The rows of a run, real or not: the reductions add the parts of a single row in another order."""
@@ -47,6 +52,17 @@ class _Stage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Lift:
+    """A row's next tokens where there are many: what it holds is turned back to `float32`, as in a stage, and they
+    are computed as a prompt's are. `span` has the number of a stage that has nothing to do.
+    """
+
+    row: int
+    span: Span
+    float32: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Places:
     """Where a run has its tokens: first `rows`, `empty` of which are nobody's, then each span's."""
 
@@ -59,10 +75,9 @@ class _Places:
     def tokens(self) -> int:
         return self.spans[-1][2] if self.spans else self.rows
 
-    @property
-    def ends(self) -> list[int]:
-        """The last tokens of prompts."""
-        return [end - 1 for span, _, end in self.spans if span.ends_prompt]
+    def last(self, stage: int) -> int:
+        """Where the last token of a stage's span is."""
+        return next(end - 1 for span, _, end in self.spans if span.stage == stage)
 
     def inputs(self) -> Inputs:
         """Who attends where: rows first, then each stage's span, which is made even by its last token once more:
@@ -90,7 +105,7 @@ class _Places:
 class BlockRunner:
     """A session, the rows' blocks and the stages. The methods are those of `Runner`."""
 
-    mixes = True
+    mixes = is_exact = True
     stages = spans_max = STAGES
 
     def __init__(
@@ -106,10 +121,12 @@ class BlockRunner:
         self._blocks = Blocks(layout, sizes.blocks)
         self._cache = RowBlocks(self._blocks)
         self._stages = [_Stage(layout, sizes.context_tokens + 1) for _ in range(STAGES)]
-        self._nowhere = [_Stage(layout, 2) for _ in range(STAGES)]
+        self._ahead: dict[int, Sequence[int]] = {}
+        """Tokens that rows take in the next step before its own."""
+        self._nowhere = [_Stage(layout, 2).float32 for _ in range(STAGES)]
         """Where the tokens go that a stage without a span is given."""
         self._binding = session.io_binding()
-        self._bound_stages: list[_Stage | None] = [None] * STAGES
+        self._bound_stages: list[Floats | None] = [None] * STAGES
         self._bound_blocks = 0
         self._logits = np.empty((sizes.slots + STAGES, vocabulary), np.float32)
 
@@ -118,24 +135,26 @@ class BlockRunner:
         return self._cache.free * self._layout.tokens
 
     def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
-        rows = len(token_ids)
-        places = _places(spans, rows)
-        wanted = [*places.ends, *(row for row in range(rows) if row not in unread)]
-        self._bind_stages(spans)
-        inputs = self._tokens(places, token_ids) | places.inputs() | self._row_inputs(places)
-        inputs["logits_indices"] = np.array(wanted or [0], np.int64)
-        new = self._run(inputs)
-        if rows:
-            self._cache.append(new.part(0, rows))
-        for span, start, end in places.spans:
-            write_stretch(self._stages[span.stage].image, span.start, new.part(start, end))
-        return self._logits[: len(wanted)]
+        stretches = [(row, [*ahead, token_ids[row]]) for row, ahead in sorted(self._ahead.items())]
+        self._ahead.clear()
+        idle = set(range(STAGES)) - {span.stage for span in spans}
+        apart = self._compute_apart(stretches[len(idle) :], unread)
+        lifts = [self._lift(*stretch, stage) for stretch, stage in zip(stretches, idle, strict=False)]
+        lifted = {row for row, _ in stretches}
+        written = [row for row in range(len(token_ids)) if row not in lifted]
+        read = [row for row in range(len(token_ids)) if row not in unread]
+        logits = self._compute(spans, lifts, token_ids, written, [row for row in read if row not in apart])
+        if not apart:
+            return logits
+        ends = len(logits) + len(apart) - len(read)
+        places = [ends + read.index(row) - number for number, row in enumerate(apart)]
+        return np.insert(logits, places, list(apart.values()), axis=0)
 
-    def feeds(self, tokens: int) -> bool:  # noqa: ARG002  a run of the graph takes one token of a row
-        return False
+    def feeds(self, tokens: int) -> bool:
+        return tokens >= LIFTED_MIN
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
-        raise NotImplementedError
+        self._ahead[row] = token_ids
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._stages[target].begin_as(self._stages[source], length)
@@ -148,6 +167,55 @@ class BlockRunner:
 
     def close(self) -> None:
         del self._session, self._binding, self._bound_stages, self._stages, self._nowhere, self._blocks, self._cache
+
+    def _compute_apart(self, stretches: Sequence[tuple[int, list[int]]], unread: Collection[int]) -> dict[int, Logits]:
+        """Take the tokens of rows for which a step has no stage in runs of their own; the logits of those that are
+        read.
+        """
+        found: dict[int, Logits] = {}
+        for first in range(0, len(stretches), STAGES):
+            lifts = [self._lift(*stretch, stage) for stage, stretch in enumerate(stretches[first : first + STAGES])]
+            read = [lift.row for lift in lifts if lift.row not in unread]
+            logits = self._compute([], lifts, [], [], read)
+            found |= zip(read, logits.copy(), strict=True)
+        return found
+
+    def _lift(self, row: int, token_ids: Sequence[int], stage: int) -> _Lift:
+        length = self._cache.lengths[row]
+        span = Span(stage, length, np.array(token_ids, np.int64), ends_prompt=False)
+        return _Lift(row, span, self._cache.floats(row, length + len(token_ids) + 1))
+
+    def _compute(
+        self,
+        spans: Sequence[Span],
+        lifts: Sequence[_Lift],
+        token_ids: Sequence[int],
+        written: Sequence[int],
+        read: Sequence[int],
+    ) -> Logits:
+        """One run. Of the rows, those `written` keep their token, and those `read` follow the ends of prompts."""
+        places = _places([*spans, *(lift.span for lift in lifts)], len(token_ids))
+        of_lifts = {lift.row: places.last(lift.span.stage) for lift in lifts}
+        wanted = [places.last(span.stage) for span in spans if span.ends_prompt]
+        wanted += [of_lifts.get(row, row) for row in read]
+        lifted = {lift.span.stage: lift for lift in lifts}
+        self._bind_stages(
+            {span.stage: self._stages[span.stage].float32 for span in spans}
+            | {stage: lift.float32 for stage, lift in lifted.items()}
+        )
+        inputs = self._tokens(places, token_ids) | places.inputs() | self._row_inputs(places)
+        inputs["logits_indices"] = np.array(wanted or [0], np.int64)
+        new = self._run(inputs)
+        if written:
+            is_all = len(written) == len(token_ids)
+            self._cache.append(new.part(0, len(written)) if is_all else new.of(written), written)
+        for span, start, end in places.spans:
+            part = new.part(start, end)
+            if span.stage in lifted:
+                self._cache.extend(lifted[span.stage].row, part)
+            else:
+                write_stretch(self._stages[span.stage].image, span.start, part)
+        return self._logits[: len(wanted)]
 
     def _tokens(self, places: _Places, token_ids: Sequence[int]) -> Inputs:
         empty = [0] * places.empty
@@ -184,19 +252,17 @@ class BlockRunner:
         sessions.run(self._session, binding)
         return self._new_tokens(new, new_scale)
 
-    def _bind_stages(self, spans: Sequence[Span]) -> None:
-        """Bind the stages of these spans and for the others nowhere, as far as it changed: one takes about 1 ms."""
-        stages = list(self._nowhere)
-        for span in spans:
-            stages[span.stage] = self._stages[span.stage]
-        for number, stage in enumerate(stages):
-            if self._bound_stages[number] is not stage:
-                self._bound_stages[number] = stage
-                self._bind_stage(number, stage)
+    def _bind_stages(self, used: Mapping[int, Floats]) -> None:
+        """Bind these stages and for the others nowhere, as far as it changed: one takes about 1 ms."""
+        for number, nowhere in enumerate(self._nowhere):
+            floats = used.get(number, nowhere)
+            if self._bound_stages[number] is not floats:
+                self._bound_stages[number] = floats
+                self._bind_stage(number, floats)
 
-    def _bind_stage(self, number: int, stage: _Stage) -> None:
-        shape = (1, *stage.float32.shape[1:])
-        for index, array in enumerate(stage.float32):
+    def _bind_stage(self, number: int, floats: Floats) -> None:
+        shape = (1, *floats.shape[1:])
+        for index, array in enumerate(floats):
             name = f"{number}.{index // 2}.{('key', 'value')[index % 2]}"
             self._binding.bind_input(f"stages.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
             self._binding.bind_output(f"present.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)

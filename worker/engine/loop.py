@@ -1,6 +1,7 @@
 """Carries out one step after the other: plans, runs, reads it. One thread owns it; it knows no locks."""
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -53,6 +54,12 @@ class _Row:
     def unfed(self) -> list[int]:
         """The tokens that go into the cache next: one as a rule; more where some were forced or are written again."""
         return self.choice.token_ids[self.fed :]
+
+    @property
+    def stretch(self) -> int:
+        """How many of them were drawn and forced together."""
+        stretches = self.choice.stretches
+        return stretches[bisect_right(stretches, self.fed)] - self.fed
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +257,8 @@ class Loop:
 
     def _ahead(self, row: _Row) -> int:
         """How many tokens a row takes before a step, which gives it one more."""
-        ahead = min(len(row.unfed) - 1, self._budget.chunk_tokens)
+        is_exact = self._runner.is_exact
+        ahead = row.stretch - 1 if is_exact else min(len(row.unfed) - 1, self._budget.chunk_tokens)
         return ahead if ahead > 0 and self._runner.feeds(ahead) else 0
 
     def _place(self, work: _Work) -> list[_Row]:

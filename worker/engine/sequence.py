@@ -22,6 +22,8 @@ class Sequence:
         self.watcher = prompt.watch(choice) if prompt.watch else None
         self.adjustment = _adjustment(prompt, prompt_ids)
         self.token_ids: list[int] = []
+        self.stretches: list[int] = []
+        """Where each draw's tokens end, the one that was drawn and those that had to follow it."""
         self.finish_reason: FinishReason | None = None
         self.output_tokens = 0
         """Those that were drawn or forced, a stop token included."""
@@ -50,6 +52,7 @@ class Sequence:
             for token in forced:
                 if self.finish_reason is None:
                     self._take(token, None)
+        self.stretches.append(len(self.token_ids))
 
     def _forced(self) -> list[int]:
         """What the model need not be asked for. Where what it thinks of each token is to be told, it must be; and a

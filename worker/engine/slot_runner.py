@@ -37,6 +37,7 @@ class SlotRunner:
     """A session, its KV cache, and bindings that stay from run to run. The methods are those of `Runner`."""
 
     mixes = False
+    is_exact = False
     spans_max = 1
 
     def __init__(self, session: ort.InferenceSession, slots: Slots, stages: int, vocabulary: int) -> None:

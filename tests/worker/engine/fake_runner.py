@@ -50,11 +50,15 @@ class FakeRunner:
         pages: int | None = None,
         step_tokens: int = 10**9,
         feeds_from: int | None = None,
+        is_exact: bool = False,
     ) -> None:
         self.slots = slots
         self.stages = stages
         self.spans_max = spans_max
         self.mixes = mixes
+        self.is_exact = is_exact
+        self.fed: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+        """Of what was fed ahead, the text before and the tokens."""
         self.context_tokens = context_tokens
         self.page_tokens = page_tokens
         self.gate = Event()
@@ -116,6 +120,7 @@ class FakeRunner:
         assert self.feeds(len(token_ids))
         if len(token_ids) > self._step_tokens:
             raise OutOfMemory("scripted")
+        self.fed.add((tuple(self._rows[row]), tuple(token_ids)))
         self._rows[row] += token_ids
         assert self.free_tokens >= 0, "more pages taken than there are"
 

@@ -43,7 +43,7 @@ class World:
 
     def append(self) -> None:
         new = new_tokens(self.random, len(self.rows))
-        self.cache.append(new)
+        self.cache.append(new, range(len(self.rows)))
         for row, tokens in enumerate(self.rows):
             tokens.append(new.part(row, row + 1))
 

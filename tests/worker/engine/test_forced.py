@@ -51,8 +51,8 @@ def prompt_of(form: Sequence[int | None], *, tells: bool, seed: int = 1, **more:
     return replace(asked, **more)  # type: ignore[arg-type]
 
 
-def answers(runner: FakeRunner, prompts: Sequence[Prompt]) -> list[list[Completion]]:
-    with Engine(runner, EngineSettings(chunk_tokens=8)) as engine:
+def answers(runner: FakeRunner, prompts: Sequence[Prompt], chunk_tokens: int = 8) -> list[list[Completion]]:
+    with Engine(runner, EngineSettings(chunk_tokens=chunk_tokens)) as engine:
         futures = [engine.submit(prompt) for prompt in prompts]
         found = [future.result(PATIENCE_SECONDS) for future in futures]
     assert engine.progress.output_tokens == sum(one.output_tokens for choices in found for one in choices)
@@ -93,6 +93,20 @@ def test_who_tells_what_is_forced_writes_what_others_write(
         assert [(one.token_ids, one.finish_reason, one.output_tokens) for one in mine] == [
             (one.token_ids, one.finish_reason, one.output_tokens) for one in theirs
         ]
+
+
+@given(FORMS, st.integers(6, 40), st.integers(1, 2), st.integers(1, 20))
+def test_where_the_last_bit_counts_tokens_are_taken_together_by_the_text_alone(
+    forms: list[list[int | None]], pages: int, choices: int, chunk_tokens: int
+) -> None:
+    """Also where rows have to leave and come back."""
+    prompts = [prompt_of(form, tells=True, seed=seed, choices=choices) for seed, form in enumerate(forms)]
+    alone = [FakeRunner(context_tokens=24, feeds_from=3, is_exact=True) for _ in prompts]
+    for runner, prompt in zip(alone, prompts, strict=True):
+        answers(runner, [prompt])
+    crowd = FakeRunner(context_tokens=24, pages=pages, feeds_from=3, is_exact=True)
+    answers(crowd, prompts, chunk_tokens)
+    assert crowd.fed == {fed for runner in alone for fed in runner.fed}
 
 
 def test_where_no_memory_is_found_for_what_is_fed_ahead_less_is_fed() -> None:

@@ -18,6 +18,7 @@ class PagedRunner:
     """A session and who has its pages. The methods are those of `Runner`. With a sampler, logits stay on the device."""
 
     mixes = False
+    is_exact = False
 
     def __init__(self, session: PagedSession, room: Room, sampler: DeviceSampler | None = None) -> None:
         self.vocabulary = session.vocabulary
