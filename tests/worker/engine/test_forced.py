@@ -95,18 +95,27 @@ def test_who_tells_what_is_forced_writes_what_others_write(
         ]
 
 
-@given(FORMS, st.integers(6, 40), st.integers(1, 2), st.integers(1, 20))
-def test_where_the_last_bit_counts_tokens_are_taken_together_by_the_text_alone(
-    forms: list[list[int | None]], pages: int, choices: int, chunk_tokens: int
-) -> None:
-    """Also where rows have to leave and come back."""
-    prompts = [prompt_of(form, tells=True, seed=seed, choices=choices) for seed, form in enumerate(forms)]
-    alone = [FakeRunner(context_tokens=24, feeds_from=3, is_exact=True) for _ in prompts]
-    for runner, prompt in zip(alone, prompts, strict=True):
-        answers(runner, [prompt])
-    crowd = FakeRunner(context_tokens=24, pages=pages, feeds_from=3, is_exact=True)
-    answers(crowd, prompts, chunk_tokens)
-    assert crowd.fed == {fed for runner in alone for fed in runner.fed}
+@pytest.mark.parametrize("chunk_tokens", [3, 100])
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_a_choice_that_had_to_leave_its_row_is_written_again_as_it_was(is_exact: bool, chunk_tokens: int) -> None:
+    """Where the last bit counts, its tokens are taken together as they were the first time."""
+    forms = [[*OPENING[:number], *[None] * 6, *range(10, 16), None, None, 1, 2, *[None] * 20] for number in range(5)]
+    prompts = [prompt_of(form, tells=True, seed=seed, choices=2) for seed, form in enumerate(forms)]
+    short = [prompt_of([None], tells=True)] * 80  # so that answers are expected to be short
+
+    def alone(prompt: Prompt) -> tuple[list[Completion], FakeRunner]:
+        runner = FakeRunner(slots=2, feeds_from=3, is_exact=is_exact)
+        return answers(runner, [prompt])[0], runner
+
+    crowd = FakeRunner(slots=10, pages=40, feeds_from=3, is_exact=is_exact)  # ten rows of ten pages
+    found = answers(crowd, [*short, *prompts], chunk_tokens)[len(short) :]
+    expected = [alone(prompt) for prompt in prompts]
+    for mine, (theirs, _) in zip(found, expected, strict=True):
+        assert [(one.token_ids, one.output_tokens) for one in mine] == [
+            (one.token_ids, one.output_tokens) for one in theirs
+        ]
+    assert len(crowd.fed) > 0
+    assert (crowd.fed == {fed for _, runner in expected for fed in runner.fed}) == is_exact
 
 
 def test_where_no_memory_is_found_for_what_is_fed_ahead_less_is_fed() -> None:
