@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,21 +10,16 @@ import onnxruntime as ort
 
 from worker.engine import memory
 from worker.engine import session as sessions
+from worker.engine.block_places import Inputs, Places, places_of
 from worker.engine.blocks import KINDS, BlockLayout, Blocks, Floats, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
 from worker.engine.softmax import Logits
 from worker.model.block_graph import STAGES
 
-Inputs = dict[str, npt.NDArray[Any]]
-"""Of the graph, by name."""
-
 LIFTED_MIN: Final = 8
-"""So many tokens of a row ahead of a step are worth turning what it holds to float32: `docs/performance.md`. It must
-depend on nothing but the text, because an answer's last bits do depend on it.
-"""
-
-_ROWS_MIN = 2
-"""The rows of a run, real or not: the reductions add the parts of a single row in another order."""
+"""So few tokens ahead of a step are worth a lift, measured in `docs/performance.md`."""
+_HELD_MAX: Final = 64
+"""So many positions of the row may be turned back for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +48,8 @@ class _Stage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lift:
-    """A row's next tokens where there are many: what it holds is turned back to `float32`, as in a stage, and they
-    are computed as a prompt's are. `span` has the number of a stage that has nothing to do.
+    """A row's next tokens where there are many: what it holds is turned back to `float32`, as it would lie in a stage,
+    and they are computed as a prompt's are, in the place of a stage that has nothing to do.
     """
 
     row: int
@@ -62,48 +57,11 @@ class _Lift:
     float32: Floats
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Places:
-    """Where a run has its tokens: first `rows`, `empty` of which are nobody's, then each span's."""
-
-    rows: int
-    empty: int
-    spans: tuple[tuple[Span, int, int], ...]
-    """Each with its start and its end."""
-
-    @property
-    def tokens(self) -> int:
-        return self.spans[-1][2] if self.spans else self.rows
-
-    def last(self, stage: int) -> int:
-        """Where the last token of a stage's span is."""
-        return next(end - 1 for span, _, end in self.spans if span.stage == stage)
-
-    def inputs(self) -> Inputs:
-        """Who attends where: rows first, then each stage's span, which is made even by its last token once more:
-        what follows a token has no say in it, and the next piece overwrites it. A stage without a span gets the
-        first row, twice.
-        """
-        of_stage = {span.stage: (span.start, range(start, end)) for span, start, end in self.spans}
-        tokens, sizes, attended = [*range(self.rows)], [self.rows], [*range(self.tokens)]
-        lengths = []
-        for stage in range(STAGES):
-            before, own = of_stage.get(stage, (0, range(0)))
-            attended[own.start : own.stop] = range(len(tokens), len(tokens) + len(own))
-            given = [*own, *own[len(own) - len(own) % 2 :]] if own else [0, 0]
-            tokens += given
-            sizes.append(len(given))
-            lengths.append(before + len(given))
-        return {
-            "attention_tokens": np.array(tokens, np.int64),
-            "attention_sizes": np.array(sizes, np.int64),
-            "attended": np.array(attended, np.int64),
-            "stage_lengths": np.array(lengths, np.int32),
-        }
-
-
 class BlockRunner:
-    """A session, the rows' blocks and the stages. The methods are those of `Runner`."""
+    """A session, the rows' blocks and the stages. The methods are those of `Runner`.
+
+    What is fed ahead waits for the step, whose run takes it beside all else; the row's own token comes behind it.
+    """
 
     mixes = is_exact = True
     stages = spans_max = STAGES
@@ -135,23 +93,23 @@ class BlockRunner:
         return self._cache.free * self._layout.tokens
 
     def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
-        stretches = [(row, [*ahead, token_ids[row]]) for row, ahead in sorted(self._ahead.items())]
+        stretches = {row: [*ahead, token_ids[row]] for row, ahead in sorted(self._ahead.items())}
         self._ahead.clear()
-        idle = set(range(STAGES)) - {span.stage for span in spans}
-        apart = self._compute_apart(stretches[len(idle) :], unread)
-        lifts = [self._lift(*stretch, stage) for stretch, stage in zip(stretches, idle, strict=False)]
-        lifted = {row for row, _ in stretches}
-        written = [row for row in range(len(token_ids)) if row not in lifted]
+        written = [row for row in range(len(token_ids)) if row not in stretches]
         read = [row for row in range(len(token_ids)) if row not in unread]
+        idle = sorted(set(range(STAGES)) - {span.stage for span in spans})
+        apart = self._compute_apart(list(stretches.items())[len(idle) :], read)
+        lifts = [self._lift(stage, *stretch) for stage, stretch in zip(idle, stretches.items(), strict=False)]
         logits = self._compute(spans, lifts, token_ids, written, [row for row in read if row not in apart])
         if not apart:
             return logits
         ends = len(logits) + len(apart) - len(read)
-        places = [ends + read.index(row) - number for number, row in enumerate(apart)]
+        places = [ends + read.index(row) - before for before, row in enumerate(apart)]
         return np.insert(logits, places, list(apart.values()), axis=0)
 
-    def feeds(self, tokens: int) -> bool:
-        return tokens >= LIFTED_MIN
+    def feeds(self, tokens: int, length: int) -> bool:
+        """By the text alone, because an answer's last bits depend on it."""
+        return tokens >= LIFTED_MIN and length <= tokens * _HELD_MAX
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
         self._ahead[row] = token_ids
@@ -168,19 +126,19 @@ class BlockRunner:
     def close(self) -> None:
         del self._session, self._binding, self._bound_stages, self._stages, self._nowhere, self._blocks, self._cache
 
-    def _compute_apart(self, stretches: Sequence[tuple[int, list[int]]], unread: Collection[int]) -> dict[int, Logits]:
-        """Take the tokens of rows for which a step has no stage in runs of their own; the logits of those that are
-        read.
+    def _compute_apart(self, stretches: Sequence[tuple[int, list[int]]], read: Collection[int]) -> dict[int, Logits]:
+        """Where there are more rows than idle stages: take the others' tokens in runs of their own. The logits of those
+        that are read.
         """
         found: dict[int, Logits] = {}
         for first in range(0, len(stretches), STAGES):
-            lifts = [self._lift(*stretch, stage) for stage, stretch in enumerate(stretches[first : first + STAGES])]
-            read = [lift.row for lift in lifts if lift.row not in unread]
-            logits = self._compute([], lifts, [], [], read)
-            found |= zip(read, logits.copy(), strict=True)
+            together = stretches[first : first + STAGES]
+            lifts = [self._lift(stage, *stretch) for stage, stretch in enumerate(together)]
+            rows = [row for row, _ in together if row in read]
+            found |= zip(rows, self._compute([], lifts, [], [], rows).copy(), strict=True)
         return found
 
-    def _lift(self, row: int, token_ids: Sequence[int], stage: int) -> _Lift:
+    def _lift(self, stage: int, row: int, token_ids: Sequence[int]) -> _Lift:
         length = self._cache.lengths[row]
         span = Span(stage, length, np.array(token_ids, np.int64), ends_prompt=False)
         return _Lift(row, span, self._cache.floats(row, length + len(token_ids) + 1))
@@ -193,38 +151,35 @@ class BlockRunner:
         written: Sequence[int],
         read: Sequence[int],
     ) -> Logits:
-        """One run. Of the rows, those `written` keep their token, and those `read` follow the ends of prompts."""
-        places = _places([*spans, *(lift.span for lift in lifts)], len(token_ids))
-        of_lifts = {lift.row: places.last(lift.span.stage) for lift in lifts}
+        """One run: the logits at the ends of prompts, then those of the rows `read`. Only the rows `written` keep the
+        token that they have in it.
+        """
+        places = places_of([*spans, *(lift.span for lift in lifts)], len(token_ids))
+        lasts = {lift.row: places.last(lift.span.stage) for lift in lifts}
         wanted = [places.last(span.stage) for span in spans if span.ends_prompt]
-        wanted += [of_lifts.get(row, row) for row in read]
-        lifted = {lift.span.stage: lift for lift in lifts}
-        self._bind_stages(
-            {span.stage: self._stages[span.stage].float32 for span in spans}
-            | {stage: lift.float32 for stage, lift in lifted.items()}
-        )
+        wanted += [lasts.get(row, row) for row in read]
+        floats = {span.stage: self._stages[span.stage].float32 for span in spans}
+        self._bind_stages(floats | {lift.span.stage: lift.float32 for lift in lifts})
         inputs = self._tokens(places, token_ids) | places.inputs() | self._row_inputs(places)
         inputs["logits_indices"] = np.array(wanted or [0], np.int64)
         new = self._run(inputs)
         if written:
             is_all = len(written) == len(token_ids)
             self._cache.append(new.part(0, len(written)) if is_all else new.of(written), written)
-        for span, start, end in places.spans:
-            part = new.part(start, end)
-            if span.stage in lifted:
-                self._cache.extend(lifted[span.stage].row, part)
-            else:
-                write_stretch(self._stages[span.stage].image, span.start, part)
+        for span, start, end in places.spans[: len(spans)]:
+            write_stretch(self._stages[span.stage].image, span.start, new.part(start, end))
+        for lift, (_, start, end) in zip(lifts, places.spans[len(spans) :], strict=True):
+            self._cache.extend(lift.row, new.part(start, end))
         return self._logits[: len(wanted)]
 
-    def _tokens(self, places: _Places, token_ids: Sequence[int]) -> Inputs:
+    def _tokens(self, places: Places, token_ids: Sequence[int]) -> Inputs:
         empty = [0] * places.empty
         ids = [np.array([*token_ids, *empty], np.int64), *(span.token_ids for span, _, _ in places.spans)]
         positions = [np.array([*(self._cache.lengths if token_ids else ()), *empty], np.int64)]
         positions += [np.arange(span.start, span.start + len(span.token_ids)) for span, _, _ in places.spans]
         return {"input_ids": np.concatenate(ids), "position_ids": np.concatenate(positions)[np.newaxis]}
 
-    def _row_inputs(self, places: _Places) -> Inputs:
+    def _row_inputs(self, places: Places) -> Inputs:
         if places.empty == places.rows:
             return {
                 "block_rows": np.zeros(1, np.int64),
@@ -291,9 +246,3 @@ class BlockRunner:
         return NewTokens(
             eighths[:, :, queries:values], eighths[:, :, values:], scales[:, :, queries:values], scales[:, :, values:]
         )
-
-
-def _places(spans: Sequence[Span], rows: int) -> _Places:
-    padded = max(rows, _ROWS_MIN)
-    ends = np.cumsum([padded, *(len(span.token_ids) for span in spans)]).tolist()
-    return _Places(padded, padded - rows, tuple(zip(spans, ends, ends[1:], strict=False)))

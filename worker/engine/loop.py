@@ -259,7 +259,7 @@ class Loop:
         """How many tokens a row takes before a step, which gives it one more."""
         is_exact = self._runner.is_exact
         ahead = row.stretch - 1 if is_exact else min(len(row.unfed) - 1, self._budget.chunk_tokens)
-        return ahead if ahead > 0 and self._runner.feeds(ahead) else 0
+        return ahead if ahead > 0 and self._runner.feeds(ahead, row.length) else 0
 
     def _place(self, work: _Work) -> list[_Row]:
         """Give each choice of a computed prompt its row."""

@@ -88,8 +88,8 @@ class Runner(Protocol):
         """
         ...
 
-    def feeds(self, tokens: int) -> bool:
-        """Whether so many tokens of one row are better fed ahead of a step than one in each step."""
+    def feeds(self, tokens: int, length: int) -> bool:
+        """Whether so many tokens of one row, which holds `length`, are better fed ahead of a step than one in each."""
         ...
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:

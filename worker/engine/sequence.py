@@ -23,7 +23,7 @@ class Sequence:
         self.adjustment = _adjustment(prompt, prompt_ids)
         self.token_ids: list[int] = []
         self.stretches: list[int] = []
-        """Where each draw's tokens end, the one that was drawn and those that had to follow it."""
+        """Where those end that came together: what must come first; each that was drawn, with what had to follow it."""
         self.finish_reason: FinishReason | None = None
         self.output_tokens = 0
         """Those that were drawn or forced, a stop token included."""

@@ -71,7 +71,7 @@ class SlotRunner:
             wanted += len(read)
         return self._logits[:wanted]
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs what a step of so many rows costs."""
         return tokens >= len(self._lengths)
 

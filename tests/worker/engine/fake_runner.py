@@ -113,11 +113,12 @@ class FakeRunner:
         self.read += len(texts)
         return self._logits(texts)
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:
+        assert length in map(len, self._rows)
         return self._feeds_from is not None and tokens >= self._feeds_from
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
-        assert self.feeds(len(token_ids))
+        assert self.feeds(len(token_ids), len(self._rows[row]))
         if len(token_ids) > self._step_tokens:
             raise OutOfMemory("scripted")
         self.fed.add((tuple(self._rows[row]), tuple(token_ids)))

@@ -47,7 +47,7 @@ class PagedRunner:
         ends = self._session.logits_at(self._compute(spans)).copy()
         return np.concatenate([ends, self._session.logits_at(self._write(token_ids, unread))])
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs about what a step of all rows costs."""
         return tokens >= self._occupancy.rows
 
