@@ -224,8 +224,8 @@ def holding(model: ModelFolder, blocks: int) -> EngineSettings:
     return EngineSettings(threads=2, context_tokens_max=context_tokens, slots_max=4, kv_bytes_max=kv_bytes_max)
 
 
-@pytest.mark.parametrize("length", [1, 50, 63, 64, 130])
-@pytest.mark.parametrize("ahead", [8, 15, 70])
+@pytest.mark.parametrize("length", [1, 50, 63, 130])
+@pytest.mark.parametrize("ahead", [8, 71])
 def test_a_row_that_takes_many_tokens_at_once_goes_on_bit_for_bit_alike_in_any_crowd(
     runner: BlockRunner, length: int, ahead: int
 ) -> None:
@@ -242,7 +242,7 @@ def test_a_row_that_takes_many_tokens_at_once_goes_on_bit_for_bit_alike_in_any_c
 
     row = placed()
     runner.feed(row, tokens[:-1])
-    alone = [runner.step([], [tokens[-1]])[0].copy(), *(runner.step([], [step])[0].copy() for step in range(70))]
+    alone = [runner.step([], [tokens[-1]])[0].copy(), *(runner.step([], [step])[0].copy() for step in range(10))]
     clear(1)
     crowd = [20, 64, 65, 250, 129, 7]
     for prompts in (0, 3, STAGES):
@@ -258,7 +258,7 @@ def test_a_row_that_takes_many_tokens_at_once_goes_on_bit_for_bit_alike_in_any_c
         assert np.array_equal(logits[-1], alone[0])
         lengths = [*(size + (10 if number in others else 1) for number, size in enumerate(crowd)), length + ahead + 1]
         assert runner._cache.lengths == lengths
-        for step in range(70):
+        for step in range(10):
             assert np.array_equal(runner.step([], [step] * (row + 1))[row], alone[1 + step]), step
         clear(row + 1)
 
