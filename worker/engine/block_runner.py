@@ -17,7 +17,7 @@ from worker.engine.softmax import Logits
 from worker.model.block_graph import STAGES
 
 LIFTED_MIN: Final = 8
-"""So few tokens ahead of a step are worth a lift, measured in `docs/performance.md`."""
+"""The fewest tokens ahead of a step that are worth a lift: `docs/performance.md`."""
 _HELD_MAX: Final = 64
 """So many positions of the row may be turned back for each of them."""
 
