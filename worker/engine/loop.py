@@ -1,6 +1,7 @@
 """Carries out one step after the other: plans, runs, reads it. One thread owns it; it knows no locks."""
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,10 +17,10 @@ from worker.engine.rows import DeviceRows
 from worker.engine.runner import Runner, Span
 from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
-from worker.engine.softmax import Logits
+from worker.engine.softmax import Ids, Logits
 from worker.engine.stages import Stages, shared
 from worker.engine.ticket import Ticket
-from worker.engine.waiting import Entry, WaitingLine
+from worker.engine.waiting import Entry, WaitingLine, entries_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ class _Row:
 
     ticket: Ticket
     choice: Choice
-    fed: int = 0
+    beginning: Ids
+    """What was computed at once: the prompt and what the choice must begin with."""
+    fed: int
 
     @property
     def length(self) -> int:
@@ -51,6 +54,12 @@ class _Row:
     def unfed(self) -> list[int]:
         """The tokens that go into the cache next: one as a rule; more where some were forced or are written again."""
         return self.choice.token_ids[self.fed :]
+
+    @property
+    def stretch(self) -> int:
+        """How many of them were drawn and forced together."""
+        stretches = self.choice.stretches
+        return stretches[bisect_right(stretches, self.fed)] - self.fed
 
 
 @dataclass(slots=True, eq=False)
@@ -82,10 +91,21 @@ class Loop:
         return bool(self._rows or self._works) or len(self._waiting) > 0
 
     def add(self, ticket: Ticket) -> None:
-        """Let a prompt wait for its rows."""
+        """Let a prompt wait for its rows. What its choices must begin with is computed with it; one that has come to
+        its end by that needs no row.
+        """
         if not self.has_work:
             self._budget = self._granted
-        self._waiting.add(Entry(ticket, ticket.sequences, ticket.token_ids))
+        try:
+            _open(ticket.sequences)
+        except Exception as error:  # noqa: BLE001  a watcher is others' code
+            self._fail(ticket, error)
+            return
+        output_tokens = sum(choice.output_tokens for choice in ticket.sequences)
+        self.progress = replace(self.progress, output_tokens=self.progress.output_tokens + output_tokens)
+        for entry in entries_of(ticket):
+            self._waiting.add(entry)
+        ticket.resolve_if_complete()
 
     def beat(self) -> None:
         """Show that the thread is awake, with what it has to do."""
@@ -145,7 +165,7 @@ class Loop:
         if not entry.choices:
             self._waiting.pop()
         if entering.choices[0] is entry.ticket.sequences[0] and not entry.is_back:
-            entry.ticket.cached_tokens = begun.computed
+            entry.ticket.cached_tokens = min(begun.computed, entry.ticket.prompt_tokens)
         return _Work(entering, begun, expected)
 
     def _entrance(self, entry: Entry, expected_tokens: int) -> Entrance | None:
@@ -197,7 +217,7 @@ class Loop:
     def _send_back(self, row: int) -> None:
         """Let a choice wait again."""
         seat = self._rows[row]
-        self._waiting.put_first(Entry(seat.ticket, [seat.choice], seat.ticket.token_ids, is_back=True))
+        self._waiting.put_first(Entry(seat.ticket, [seat.choice], seat.beginning, is_back=True))
         self._remove([row])
 
     def _carry_out(self, step: Step) -> tuple[int, int]:
@@ -237,15 +257,18 @@ class Loop:
 
     def _ahead(self, row: _Row) -> int:
         """How many tokens a row takes before a step, which gives it one more."""
-        ahead = min(len(row.unfed) - 1, self._budget.chunk_tokens)
-        return ahead if ahead > 0 and self._runner.feeds(ahead) else 0
+        is_exact = self._runner.is_exact
+        ahead = row.stretch - 1 if is_exact else min(len(row.unfed) - 1, self._budget.chunk_tokens)
+        return ahead if ahead > 0 and self._runner.feeds(ahead, row.length) else 0
 
     def _place(self, work: _Work) -> list[_Row]:
         """Give each choice of a computed prompt its row."""
         self._works.remove(work)
-        entered = [_Row(work.entry.ticket, choice) for choice in work.entry.choices]
+        entry = work.entry
+        forced = entry.prompt_tokens - entry.ticket.prompt_tokens
+        entered = [_Row(entry.ticket, choice, entry.token_ids, fed=forced) for choice in entry.choices]
         for row in entered:
-            number = self._run(self._runner.place, work.begun.stage, work.entry.prompt_tokens)
+            number = self._run(self._runner.place, work.begun.stage, entry.prompt_tokens)
             if number != len(self._rows):
                 raise RuntimeError(f"the runner counts {number} rows, the engine {len(self._rows)}")
             self._rows.append(row)
@@ -313,6 +336,14 @@ class Loop:
             running=self._running,
             beat_at=now,
         )
+
+
+def _open(choices: Sequence[Choice]) -> None:
+    """Let choices take what they must begin with; those that end by that are closed."""
+    for choice in choices:
+        choice.open()
+        if choice.finish_reason:
+            choice.close()
 
 
 def _span(work: _Work, piece: Piece) -> Span:

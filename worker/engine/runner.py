@@ -36,6 +36,13 @@ class Runner(Protocol):
         ...
 
     @property
+    def is_exact(self) -> bool:
+        """An answer is the same to the last bit in any crowd: so which of its tokens are taken together must depend on
+        nothing else, also where it is written again.
+        """
+        ...
+
+    @property
     def slots(self) -> int:
         """How many sequences are written at once, at most."""
         ...
@@ -81,13 +88,13 @@ class Runner(Protocol):
         """
         ...
 
-    def feeds(self, tokens: int) -> bool:
-        """Whether so many tokens of one row are better fed ahead of a step than one in each step."""
+    def feeds(self, tokens: int, length: int) -> bool:
+        """Whether so many tokens of one row, which holds `length`, are better fed ahead of a step than one in each."""
         ...
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
-        """Take tokens into a row, after which nobody wants logits; only where `feeds` says so. OutOfMemory leaves all
-        as it was before.
+        """Take tokens into a row, after which nobody wants logits; only where `feeds` says so, and right before a step.
+        OutOfMemory leaves all as it was before.
         """
         ...
 

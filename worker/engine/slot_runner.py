@@ -37,6 +37,7 @@ class SlotRunner:
     """A session, its KV cache, and bindings that stay from run to run. The methods are those of `Runner`."""
 
     mixes = False
+    is_exact = False
     spans_max = 1
 
     def __init__(self, session: ort.InferenceSession, slots: Slots, stages: int, vocabulary: int) -> None:
@@ -70,7 +71,7 @@ class SlotRunner:
             wanted += len(read)
         return self._logits[:wanted]
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs what a step of so many rows costs."""
         return tokens >= len(self._lengths)
 

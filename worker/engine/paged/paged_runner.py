@@ -18,6 +18,7 @@ class PagedRunner:
     """A session and who has its pages. The methods are those of `Runner`. With a sampler, logits stay on the device."""
 
     mixes = False
+    is_exact = False
 
     def __init__(self, session: PagedSession, room: Room, sampler: DeviceSampler | None = None) -> None:
         self.vocabulary = session.vocabulary
@@ -46,7 +47,7 @@ class PagedRunner:
         ends = self._session.logits_at(self._compute(spans)).copy()
         return np.concatenate([ends, self._session.logits_at(self._write(token_ids, unread))])
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs about what a step of all rows costs."""
         return tokens >= self._occupancy.rows
 

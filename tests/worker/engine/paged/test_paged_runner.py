@@ -173,8 +173,8 @@ def test_tokens_fed_ahead_and_rows_not_read_change_nothing(graph: Path, truth: O
     for stage, ids in enumerate(texts):
         feed(runner, stage, ids)
         runner.place(stage, len(ids))
-    assert runner.feeds(2)
-    assert not runner.feeds(1)
+    assert runner.feeds(2, 40)
+    assert not runner.feeds(1, 40)
     ahead = text(PAGE + 3, seed=8)
     runner.feed(0, ahead.tolist())
     texts[0] = np.append(texts[0], ahead)
