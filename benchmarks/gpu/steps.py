@@ -95,18 +95,20 @@ def _times(given: Given, opened: Opened, runs: Iterator[tuple[Work, PackedRun | 
         if perf_counter() - began > given.seconds:
             print(f"  stopped after {len(found)} sizes: the time of this part is up", flush=True)
             break
-        first = perf_counter()
-        opened.session.run(run)
-        first = perf_counter() - first
-        opened.session.run(run)
-        times = []
-        for _ in range(2 if given.is_tiny else _RUNS):
-            before = perf_counter()
-            opened.session.run(run)
-            times.append(perf_counter() - before)
+        first = _seconds(opened, run)
+        _seconds(opened, run)
+        times = [_seconds(opened, run) for _ in range(2 if given.is_tiny else _RUNS)]
         found.append(_step(given, opened, work, statistics.median(times)) | {"first_seconds": first})
         print(f"  {_told(found[-1])}", flush=True)
     return found
+
+
+def _seconds(opened: Opened, run: PackedRun) -> float:
+    """Of one run, from its beginning to its end."""
+    began = perf_counter()
+    opened.session.run(run)
+    opened.session.wait()
+    return perf_counter() - began
 
 
 def _step(given: Given, opened: Opened, work: Work, seconds: float) -> dict[str, Any]:

@@ -114,6 +114,9 @@ class BlockRunner:
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
         self._ahead[row] = token_ids
 
+    def rewind(self, row: int) -> None:
+        raise NotImplementedError
+
     def copy(self, source: int, target: int, length: int) -> None:
         self._stages[target].begin_as(self._stages[source], length)
 

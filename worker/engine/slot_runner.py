@@ -82,6 +82,9 @@ class SlotRunner:
         self._run(_Inputs(row, ids, np.array([length], np.int32), nobody), self._logits[:0])
         self._lengths[row] = length
 
+    def rewind(self, row: int) -> None:
+        raise NotImplementedError
+
     def copy(self, source: int, target: int, length: int) -> None:
         self._slots.copy(self.slots + source, self.slots + target, length)
 

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from worker.engine.paged import attention
 from worker.engine.paged.attention import Attributes, Cache, Packing, Turning
 from worker.engine.paged.packing import PackedRun
+from worker.engine.paged.session import Fill
 from worker.engine.softmax import Ids, Logits
 
 Array = npt.NDArray[Any]
@@ -62,6 +63,7 @@ class CpuPagedSession:
         self._attentions: list[_Attention] = []
         self._steps = list(self._cut(model, pages, page_tokens, threads))
         self._logits: Logits = np.zeros((0, 0), np.float32)
+        self._kept = self._logits
         shapes = {value.name: value.type.tensor_type.shape for value in model.graph.output}
         self.vocabulary = int(shapes["logits"].dim[1].dim_value)
 
@@ -71,7 +73,9 @@ class CpuPagedSession:
                 for cache in (node.key, node.value):
                     cache.array[target] = cache.array[source]
 
-    def run(self, run: PackedRun) -> Ids:
+    def run(self, run: PackedRun, fill: Fill | None = None) -> Ids:
+        if fill is not None and (run.input_ids < 0).any():
+            raise ValueError("tokens that are being drawn elsewhere cannot be had here")
         values: Values = dict(run.inputs())
         for step in self._steps:
             step.run(values)
@@ -80,6 +84,15 @@ class CpuPagedSession:
 
     def logits_at(self, rows: Ids) -> Logits:
         return self._logits[rows]
+
+    def keep(self) -> None:
+        self._kept = self._logits
+
+    def kept_at(self, rows: Ids) -> Logits:
+        return self._kept[rows]
+
+    def wait(self) -> None:
+        """A run has ended when it returns."""
 
     def largest(self) -> npt.NDArray[np.float64]:
         """Of each layer the largest number, whatever its sign, among its keys and among its values, [layers, 2]."""

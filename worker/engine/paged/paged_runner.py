@@ -70,10 +70,13 @@ class PagedRunner:
     def remove(self, row: int) -> None:
         self._occupancy.remove(row)
 
+    def rewind(self, row: int) -> None:
+        self._occupancy.rewind_row(row)
+
     def close(self) -> None:
+        self._session.close()
         if self._sampler is not None:
             self._sampler.close()
-        self._session.close()
 
     def _compute(self, spans: Sequence[Span]) -> Ids:
         """Pieces of prompts; the rows of logits of those that end theirs."""
@@ -97,7 +100,7 @@ class PagedRunner:
     def _run(self, run: PackedRun) -> Ids:
         self._session.copy_pages(self._copies)
         self._copies.clear()
-        return self._session.run(run)
+        return self._session.run(run, self._sampler.fill if self._sampler is not None else None)
 
     def _rows_at(self, rows: Ids) -> Logits | SessionRows:
         if self._sampler is None:

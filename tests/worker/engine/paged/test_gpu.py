@@ -198,6 +198,8 @@ def test_the_memory_of_a_card_is_copied_within_and_both_ways() -> None:
     memory.wait()
     sent[4:6], sent[20:22] = sent[:2].copy(), sent[16:18].copy()
     assert out.view(np.float32).tolist() == sent.tolist()
+    memory.mark()()
+    assert cuda.events == 0, "an event was left behind"
     memory.close()
     assert not cuda.blocks
 
@@ -211,4 +213,5 @@ def test_a_full_card_and_a_broken_one_are_told_apart() -> None:
     cuda.failing["cudaStreamSynchronize"] = 700
     with pytest.raises(CudaError, match=r"illegal memory access.*700"):
         memory.wait()
+    memory.close()  # tells nobody again
     assert LIBRARY == "libcudart.so.13"
