@@ -1,7 +1,7 @@
 """Reads the frame of a GGUF file: its metadata, and where each tensor lies.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#file-structure. All sizes in it come from whoever wrote the
-file: what would lie behind its end is refused before it is read. Tensors stay in the mapped file, quantized.
+file: what would lie behind its end is refused before it is read. Tensors stay in the file, quantized.
 """
 
 import math
@@ -15,9 +15,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.model import tensors
 from worker.model.errors import UnreadableWeights, UnsupportedModel
-from worker.model.tensors import StoredTensor
-from worker.model.weights import Tensor
+from worker.model.weights import StoredTensor, Tensor
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -48,8 +48,7 @@ class GgufFile:
 def read(path: Path) -> GgufFile:
     """Raises UnreadableWeights if it is not a whole GGUF file."""
     try:
-        content: _Bytes = np.asarray(np.memmap(path, np.uint8, "r"))
-        return _Reader(content.data, content).file()
+        return _Reader(np.memmap(path, np.uint8, "r").data, path).file()
     except OSError as error:
         raise UnreadableWeights(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, OverflowError, struct.error) as error:
@@ -71,7 +70,7 @@ class _Reader:
     """Goes through a file from its beginning; ValueError where it makes no sense."""
 
     view: memoryview
-    content: _Bytes
+    path: Path
     place: int = 0
 
     def file(self) -> GgufFile:
@@ -87,10 +86,10 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its alignment is {alignment}")
         start = self.place + -self.place % alignment
-        tensors = {place.name: self._stored(start, place) for place in places}
-        if len(tensors) < len(places):
+        stored = {place.name: self._stored(start, place) for place in places}
+        if len(stored) < len(places):
             raise ValueError("two of its tensors have the same name")
-        return GgufFile(metadata, tensors)
+        return GgufFile(metadata, stored)
 
     def _entry(self) -> tuple[str, Any]:
         key = self._text()
@@ -131,10 +130,16 @@ class _Reader:
             raise ValueError(f"tensor '{name}' has the shape {shape}")
         size_bytes = math.prod(shape) // block * block_bytes
         begin = start + place.offset
-        if begin + size_bytes > len(self.content):
+        if begin + size_bytes > len(self.view):
             raise ValueError(f"tensor '{name}' ends behind the end of the file")
-        content = self.content[begin : begin + size_bytes]
-        return StoredTensor(shape, lambda: _dequantized(content, gguf.GGMLQuantizationType(kind)).reshape(shape))
+        path = self.path
+        row_bytes = size_bytes // max(1, shape[0])
+
+        def rows(first: int, end: int) -> Tensor:
+            content = tensors.piece(path, np.dtype(np.uint8), (end - first) * row_bytes, begin + first * row_bytes)
+            return _dequantized(content, gguf.GGMLQuantizationType(kind)).reshape(end - first, *shape[1:])
+
+        return StoredTensor(shape, rows)
 
     def _text(self) -> str:
         return str(self._take(self._count()), "utf-8")

@@ -36,7 +36,7 @@ def test_query_and_key_rows_are_put_back_in_order(path: Path) -> None:
     stored = tiny_gguf.tensors()["blk.1.attn_k.weight"]
     rows = [*range(0, 16, 2), *range(1, 16, 2)]
     order = [*rows, *(16 + row for row in rows)]
-    np.testing.assert_array_equal(checkpoint.weights.layer(1).key.weight, stored[order])
+    np.testing.assert_array_equal(checkpoint.weights.layer(1).key.read(), stored[order])
 
 
 def test_quantized_tensors_are_read_as_float(path: Path) -> None:
@@ -44,7 +44,7 @@ def test_quantized_tensors_are_read_as_float(path: Path) -> None:
     kind = library.GGMLQuantizationType.Q8_0
     packed = {"blk.0.ffn_up.weight": library.quantize(exact, kind)}
     tiny_gguf.write(path, arrays=packed, types={"blk.0.ffn_up.weight": kind})
-    read = gguf.read(path).weights.layer(0).up.weight
+    read = gguf.read(path).weights.layer(0).up.read()
     np.testing.assert_allclose(read, exact, atol=np.abs(exact).max() / 127)
     assert read.dtype == np.float32
 
@@ -53,7 +53,7 @@ def test_a_separate_lm_head_is_used(path: Path) -> None:
     head = np.ones((261, 64), np.float32)
     checkpoint = gguf.read(tiny_gguf.write(path, arrays={"output.weight": head}))
     assert not checkpoint.spec.tied_embeddings
-    np.testing.assert_array_equal(checkpoint.weights.lm_head(), head)
+    np.testing.assert_array_equal(checkpoint.weights.lm_head.read(), head)
 
 
 @pytest.mark.parametrize(
