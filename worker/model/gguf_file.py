@@ -74,6 +74,7 @@ class _Reader:
     place: int = 0
 
     def file(self) -> GgufFile:
+        tensors.refuse_pointer(bytes(self.view[: tensors.BEGINNING_BYTES]), self.path)
         if bytes(self._take(4)) != _MAGIC:
             raise ValueError("it does not begin as one")
         version = self._number("<u4")
@@ -124,14 +125,16 @@ class _Reader:
         name, shape, kind = place.name, place.shape, place.kind
         if kind not in _KINDS:
             known = ", ".join(known.name for known in _KINDS)
-            raise UnsupportedModel(f"tensor '{name}' is stored in the type {kind}; supported: {known}")
+            raise UnsupportedModel(f"tensor '{name}' is stored in the type {_type_name(kind)}; supported: {known}")
         block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
         if not shape or shape[-1] % block:
             raise ValueError(f"tensor '{name}' has the shape {shape}")
         size_bytes = math.prod(shape) // block * block_bytes
         begin = start + place.offset
         if begin + size_bytes > len(self.view):
-            raise ValueError(f"tensor '{name}' ends behind the end of the file")
+            raise ValueError(
+                f"it ends after {len(self.view):,} bytes, and tensor '{name}' after {begin + size_bytes:,}"
+            )
         path = self.path
         row_bytes = size_bytes // max(1, shape[0])
 
@@ -161,6 +164,10 @@ class _Reader:
         taken = self.view[self.place : end]
         self.place = end
         return taken
+
+
+def _type_name(kind: int) -> str:
+    return next((known.name for known in gguf.GGMLQuantizationType if known == kind), str(kind))
 
 
 def _dequantized(content: _Bytes, kind: gguf.GGMLQuantizationType) -> Tensor:

@@ -51,6 +51,8 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
+            tensors.refuse_pointer(file.read(tensors.BEGINNING_BYTES), path)
+            file.seek(0)
             header, start = _header(file, size_bytes)
         return {
             name: _stored(name, entry, path, start, size_bytes)
@@ -81,8 +83,10 @@ def _stored(name: str, entry: Mapping[str, Any], path: Path, start: int, size_by
     element, convert = _READERS[kind]
     if not all(isinstance(size, int) and size >= 0 for size in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}' has no proper place")
-    if start + end > size_bytes or end - begin != math.prod(shape) * element.itemsize:
+    if end - begin != math.prod(shape) * element.itemsize:
         raise ValueError(f"tensor '{name}' does not lie where it should")
+    if start + end > size_bytes:
+        raise ValueError(f"it ends after {size_bytes:,} bytes, and tensor '{name}' after {start + end:,}")
     width = math.prod(shape[1:])
 
     def rows(first: int, last: int) -> Tensor:

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.model.errors import UnreadableWeights, UnsupportedModel
 from worker.model.weights import StoredTensor
+
+BEGINNING_BYTES: Final = 40
+"""Of a file, by which a pointer is known."""
+_POINTER: Final = b"version https://git-lfs.github.com/spec"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,12 @@ class Tensors:
             raise UnsupportedModel(
                 f"{self.origin} has {len(unused)} tensors that are not understood, such as '{unused[0]}'"
             )
+
+
+def refuse_pointer(beginning: bytes, path: Path) -> None:
+    """UnreadableWeights for what Git leaves in the place of a large file that was not fetched."""
+    if beginning.startswith(_POINTER):
+        raise UnreadableWeights(f"{path} only points to the file itself; fetch that with: git lfs pull")
 
 
 def piece(path: Path, element: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:

@@ -130,7 +130,7 @@ def test_every_block_of_a_quantized_tensor_is_where_the_format_says(
 
 def test_integers_are_no_weights(path: Path) -> None:
     tiny_gguf.write(path, arrays={"extra": np.ones((1, 32), np.int8)})
-    with pytest.raises(UnsupportedModel, match=r"'extra' is stored in the type 24; supported: F32, F16"):
+    with pytest.raises(UnsupportedModel, match=r"'extra' is stored in the type I8; supported: F32, F16"):
         gguf.read(path)
 
 
@@ -180,6 +180,12 @@ def test_a_file_cut_short_is_refused_in_one_sentence(path: Path, share: float) -
     whole = tiny_gguf.write(path).read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UnreadableWeights, match=r"tiny\.gguf is not a GGUF file, or not all of one"):
+        gguf.read(path)
+
+
+def test_a_pointer_of_git_in_place_of_the_file_is_told_apart(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 253113024\n")
+    with pytest.raises(UnreadableWeights, match=r"tiny\.gguf only points to the file itself.*git lfs pull"):
         gguf.read(path)
 
 

@@ -276,3 +276,15 @@ def test_integers_are_no_weights(path: Path) -> None:
     tiny_folder.write_safetensors(path / "model.safetensors", {"model.norm.weight": np.ones(64, np.int64)})
     with pytest.raises(UnsupportedModel, match=r"stored as I64; supported: F32, F16, BF16"):
         hugging_face.read(path)
+
+
+def test_a_pointer_of_git_in_place_of_weights_is_told_apart(path: Path) -> None:
+    (path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(UnreadableWeights, match=r"model\.safetensors only points to the file itself.*git lfs pull"):
+        hugging_face.read(path)
+
+
+def test_a_tokenizer_of_the_older_kind_is_told_how_to_be_turned_into_one(path: Path) -> None:
+    (path / "tokenizer.json").rename(path / "tokenizer.model")
+    with pytest.raises(UnreadableWeights, match=r"has tokenizer\.model but no tokenizer\.json; make one of it with"):
+        hugging_face.read(path)
