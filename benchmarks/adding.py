@@ -45,13 +45,21 @@ TEMPLATE: Final = "{% for message in messages %}{{ message.content }}{{ eos_toke
 _NOISE: Final = 1 << 22
 
 
-def write(folder: Path, stored: str, config: dict[str, Any] = CONFIG, shard_bytes: int | None = None) -> int:
-    """Write the model into a folder, which is made; gives the size of its largest shard."""
+def write(
+    folder: Path,
+    stored: str,
+    config: dict[str, Any] = CONFIG,
+    shard_bytes: int | None = None,
+    tokens: int | None = None,
+) -> int:
+    """Write the model into a folder, which is made; gives the size of its largest shard. Without `tokens`, it has as many
+    as its vocabulary.
+    """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     end = "<|end|>"
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": end, "chat_template": TEMPLATE}), "utf-8")
-    (folder / "tokenizer.json").write_text(_tokenizer(config["vocab_size"] - 1, end).to_str(), "utf-8")
+    (folder / "tokenizer.json").write_text(_tokenizer((tokens or config["vocab_size"]) - 1, end).to_str(), "utf-8")
     element = np.dtype(np.uint16 if stored == "BF16" else np.float32)
     shards = _cut(_shapes(config), element.itemsize, shard_bytes or SHARD_BYTES[stored])
     places = {}

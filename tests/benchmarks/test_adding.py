@@ -14,6 +14,7 @@ SIZES = {
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
     "vocab_size": 65_536,
+    "eos_token_id": 999,
     "max_position_embeddings": 512,
 }
 SHARE_MAX = 1.3
@@ -23,7 +24,7 @@ SHARE_MAX = 1.3
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In 16 bits, in which tensors are smaller than they are computed with."""
     folder = tmp_path_factory.mktemp("adding") / "synthetic"
-    adding.write(folder, "BF16", adding.CONFIG | SIZES, shard_bytes=102_000_000)
+    adding.write(folder, "BF16", adding.CONFIG | SIZES, shard_bytes=102_000_000, tokens=1000)
     return folder
 
 

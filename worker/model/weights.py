@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Tensor = NDArray[np.float32]
 
-STRETCH: Final = 4096
+STRETCH: Final = 1024
 """Rows of a table that are read, changed and written at once."""
 
 
