@@ -52,8 +52,9 @@ def write(
     shard_bytes: int | None = None,
     tokens: int | None = None,
 ) -> int:
-    """Write the model into a folder, which is made; gives the size of its largest shard. Without `tokens`, it has as many
-    as its vocabulary.
+    """Write the model into a folder, which is made; gives the size of its largest shard.
+
+    Without `tokens`, it has as many as its vocabulary.
     """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
