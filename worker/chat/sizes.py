@@ -59,6 +59,8 @@ def shallow(value: Any) -> int:
 
 def deep(value: Any) -> int:
     """What it takes to tell a value and all that it holds, or to look it up. TemplateError for more than SIZE_MAX."""
+    if not isinstance(value, _HOLDING):
+        return check(_VISIT + shallow(value))
     size = 0
     for part in _walk(value):
         size = check(size + part)
