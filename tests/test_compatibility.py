@@ -10,7 +10,7 @@ import pytest
 from openai.types.chat import completion_create_params
 from pydantic import BaseModel
 
-from jobs.contract import batch, chat, completion, formats, lines, messages, tools
+from jobs.contract import batch, chat, completion, formats, lines, messages, model, tools
 from jobs.errors import BadRequest
 from tests import tiny_model
 from tests.worker.chat.asking import CREATED
@@ -42,6 +42,7 @@ TYPES: dict[str, type[BaseModel]] = {
     "`errors.data[]`": batch.Fault,
     "`request_counts`": batch.RequestCounts,
     "The `usage` of a batch": batch.BatchUsage,
+    "A model": model.Model,
 }
 OTHERS: dict[str, set[str]] = {
     "`response_format`": {"type", "json_schema"},

@@ -11,7 +11,7 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Linear, Tensor, Weights
+from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Weights
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -94,7 +94,7 @@ def _weights(spec: ModelSpec, seed: int) -> Weights:
         return noise / np.float32(np.sqrt(shape[-1]))
 
     def linear(*shape: int, part: int) -> Linear:
-        return Linear(draw(*shape, part=part))
+        return Linear(lambda: draw(*shape, part=part))
 
     def layer(index: int) -> LayerWeights:
         queries, keys, part = spec.heads * spec.head_size, spec.kv_heads * spec.head_size, 10 * (index + 1)
@@ -112,8 +112,8 @@ def _weights(spec: ModelSpec, seed: int) -> Weights:
         )
 
     return Weights(
-        embedding=lambda: draw(spec.vocabulary, spec.hidden, part=0),
+        embedding=StoredTensor.of(draw(spec.vocabulary, spec.hidden, part=0)),
         layer=layer,
         final_norm=lambda: np.ones(spec.hidden, np.float32),
-        lm_head=lambda: draw(spec.vocabulary, spec.hidden, part=1) * np.float32(8),
+        lm_head=StoredTensor.of(draw(spec.vocabulary, spec.hidden, part=1) * np.float32(8)),
     )

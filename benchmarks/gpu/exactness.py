@@ -125,12 +125,12 @@ def _named(spec: ModelSpec, name: str) -> NDArray[Any]:
     weights = shapes.weights(spec)
     match name.split("."):
         case ["model", "embed_tokens", "weight"]:
-            return weights.embedding()
+            return weights.embedding.read()
         case ["lm_head", "weight"]:
-            return weights.lm_head()
+            return weights.lm_head.read()
         case ["model", "layers", index, "self_attn" | "mlp", part, "weight"]:
             parts = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
             layer = getattr(weights.layer(int(index)), parts.get(part, part.removesuffix("_proj")))
-            return layer.weight
+            return layer.read()
         case _:
             return np.ones(spec.hidden, np.float32)  # the norms

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from worker.model import rope
 from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Linear, Weights
+from worker.model.weights import LayerWeights, Linear, StoredTensor, Weights
 
 _NOISE: Final = 1 << 22
 _CONTEXT: Final = 8192
@@ -65,24 +65,32 @@ def _draw(*shape: int, part: int) -> NDArray[Any]:
 def weights(spec: ModelSpec) -> Weights:
     """Random ones, in bfloat16."""
 
+    def linear(*shape: int, part: int) -> Linear:
+        return Linear(lambda: _draw(*shape, part=part))
+
+    def table(part: int) -> StoredTensor:
+        shape = spec.vocabulary, spec.hidden
+        drawn = cache(lambda: _draw(*shape, part=part))
+        return StoredTensor(shape, lambda first, end: drawn()[first:end])
+
     def layer(index: int) -> LayerWeights:
         queries, keys, part = spec.heads * spec.head_size, spec.kv_heads * spec.head_size, 10 * (index + 1)
         return LayerWeights(
             attention_norm=np.ones(spec.hidden, np.float32),
-            query=Linear(_draw(queries, spec.hidden, part=part)),
-            key=Linear(_draw(keys, spec.hidden, part=part + 1)),
-            value=Linear(_draw(keys, spec.hidden, part=part + 2)),
-            output=Linear(_draw(spec.hidden, queries, part=part + 3)),
+            query=linear(queries, spec.hidden, part=part),
+            key=linear(keys, spec.hidden, part=part + 1),
+            value=linear(keys, spec.hidden, part=part + 2),
+            output=linear(spec.hidden, queries, part=part + 3),
             feed_forward_norm=np.ones(spec.hidden, np.float32),
-            gate=Linear(_draw(spec.intermediate, spec.hidden, part=part + 4)),
-            up=Linear(_draw(spec.intermediate, spec.hidden, part=part + 5)),
-            down=Linear(_draw(spec.hidden, spec.intermediate, part=part + 6)),
+            gate=linear(spec.intermediate, spec.hidden, part=part + 4),
+            up=linear(spec.intermediate, spec.hidden, part=part + 5),
+            down=linear(spec.hidden, spec.intermediate, part=part + 6),
             rotary=rope.plain(spec.head_size, 500_000.0),
         )
 
     return Weights(
-        embedding=lambda: _draw(spec.vocabulary, spec.hidden, part=0),
+        embedding=table(0),
         layer=layer,
         final_norm=lambda: np.ones(spec.hidden, np.float32),
-        lm_head=lambda: _draw(spec.vocabulary, spec.hidden, part=1),
+        lm_head=table(1),
     )

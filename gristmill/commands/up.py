@@ -8,6 +8,7 @@ import click
 from gristmill import operate
 from gristmill.client import Client
 from gristmill.commands import settings as commands
+from worker.model import list_damaged
 
 FOREVER_SECONDS = 3600.0
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -22,6 +23,8 @@ def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
     """Run everything on this machine until Ctrl-C: servers, API and a worker for each model."""
     settings = commands.read_quietly()
     names = operate.installed(settings, models)
+    for damage in [] if models else list_damaged(operate.models_dir(settings)):
+        commands.say(f"{damage.name} is left out: {damage}.")
     operate.refuse_taken_port(host, port)
     key_file = settings.data_dir / "api-key"
     known = key_file.read_text("utf-8").strip() if key_file.exists() else ""

@@ -11,6 +11,7 @@ class Model(BaseModel):
     created: int
     owned_by: str = "gristmill"
     shutdown_date: str | None = None
+    waiting_for: str | None = None
 
 
 class ModelList(BaseModel):

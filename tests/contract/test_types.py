@@ -57,6 +57,7 @@ ADDED = {
     "AnsweredMessage": THOUGHTS,
     "Delta": THOUGHTS,
     "Batch": {"waiting_for"},
+    "Model": {"waiting_for"},
     "Choice": {"content_filter_results"},  # by Azure, of what a filter has withheld
     "ChunkChoice": {"content_filter_results"},
 }

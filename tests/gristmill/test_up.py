@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -77,6 +78,7 @@ def end(up: Up) -> int:
 def home() -> Iterator[Path]:
     place = open_folder()
     tiny_model.write(place / "data" / "models" / "tiny")
+    (place / "data" / "models" / "lost").mkdir()
     yield place
     remove(place)
 
@@ -107,6 +109,13 @@ def test_what_it_prints_names_the_key_and_works_as_printed(up: Up) -> None:
     assert f"URL      {up.url}/v1\n" in up.printed
     assert f"API key  {up.key()} (shown once; " in up.printed
     assert answered(up) in ("stop", "length")
+
+
+def test_a_damaged_model_is_left_out_with_one_sentence(up: Up) -> None:
+    [sentence] = [line for line in up.said().splitlines() if line.startswith("lost is left out: ")]
+    assert "manifest.json is missing; add it again, or: gristmill models remove lost" in sentence
+    listed = httpx.get(f"{up.url}/v1/models", headers={"authorization": f"Bearer {up.key()}"}).json()["data"]
+    assert [model["id"] for model in listed] == ["tiny"]
 
 
 def test_workers_give_way_to_the_api_where_cores_are_few(up: Up) -> None:

@@ -1,63 +1,71 @@
 """Where chat templates run: Jinja's sandbox, with limits, for a template comes from whoever made the model.
 
-Work is counted, not timed, so that a prompt is refused on every machine or on none: each round of a loop, each call of
-a macro, and each stretch of text that is made. What makes much of little (repeating, joining, padding, powers) is
-refused before it is made, where it would pass `SIZE_MAX`.
+Work is counted, not timed, so that a prompt is refused on every machine or on none: each round of a loop, each call,
+and each stretch of text or list that is made, told, compared or looked up. What would pass `sizes.SIZE_MAX` is
+refused before it is made.
 """
 
-import re
+import operator
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, Final
 
 from jinja2 import TemplateError, nodes
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from worker.chat import sizes
+
 WORK_MAX: Final = 500_000
 """Rounds and calls, and stretches of text, in one rendering."""
-SIZE_MAX: Final = 1 << 24
-"""Characters of a text; an entry of a list counts as `_ENTRY` of them."""
-
-_ENTRY: Final = 16
 
 _STRETCH: Final = 64
 """Characters that cost as much as a round."""
-_NUMBER_MAX: Final = 100_000  # of rounds in a range, by Jinja's own sandbox
-_BITS_MAX: Final = 4096
-_WIDTH: Final = re.compile(r"%(\([^)]*\))?[-+ #0-9.]*([0-9]{6}|\*)|\{[^{}]*:[^{}]*[0-9]{6}|\{[^{}]*\{")
-"""A width in a format that is too wide, or that an argument tells."""
-_WIDE: Final = re.compile(r"[0-9]{3}")
-_REFUSED: Final = ("translate", "expandtabs")
 _LOOKING: Final = (
     *("length", "count", "first", "last", "list", "map", "select", "reject", "selectattr", "rejectattr", "default"),
-    *("d", "items", "batch", "slice", "reverse", "dictsort", "attr", "int", "float"),
+    *("d", "items", "batch", "slice", "reverse", "attr", "float"),
 )
 """Filters that do not tell what a list holds."""
+_ENDLESS: Final = ("striptags", "urlize", "pprint")
+"""Filters that take far longer for twice as much; they are for web pages."""
+_KEY: Final = "a key that is counted"
+_CUT: Final = "a cut that is counted"
+
+_ORDERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+    **dict.fromkeys(("eq", "==", "equalto"), operator.eq),
+    **dict.fromkeys(("ne", "!="), operator.ne),
+    **dict.fromkeys(("lt", "<", "lessthan"), operator.lt),
+    **dict.fromkeys(("le", "<="), operator.le),
+    **dict.fromkeys(("gt", ">", "greaterthan"), operator.gt),
+    **dict.fromkeys(("ge", ">="), operator.ge),
+}
+_TEST_OF: Final = {"eq": "eq", "ne": "ne", "lt": "lt", "lteq": "le", "gt": "gt", "gteq": "ge", "in": "in"}
+"""The test that compares as an operator does, by Jinja's names for both."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """Compiles and runs templates; `begin` comes before each rendering. Safe to use from several threads."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "**", "/", "//", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=_checked, **options)
-        self.concat = self._joined  # type: ignore[method-assign]
-        self.globals.pop("lipsum")  # text by chance
         self._work = threading.local()
         self.begin()
+        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=self._told, **options)
+        self.concat = self.joined  # type: ignore[method-assign]
+        self.globals.pop("lipsum")  # text by chance
+        for name in _ENDLESS:
+            self.filters.pop(name)
 
     def begin(self) -> None:
         """All work is allowed anew in this thread."""
         self._work.left = WORK_MAX
 
     def step(self, size: int = 0) -> None:
-        """Count a round, and that it makes a text of this size."""
-        _check(size)
-        self._work.left = left = getattr(self._work, "left", WORK_MAX) - 1 - size // _STRETCH
+        """Count a round, and that it makes or goes through as much."""
+        self._work.left = left = getattr(self._work, "left", WORK_MAX) - 1 - sizes.check(size) // _STRETCH
         if left < 0:
             raise TemplateError("it takes more work than any honest template")
 
@@ -66,38 +74,82 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Count a round. A property: where a template reads it, nothing is called."""
         self.step()
 
+    def joined(self, pieces: Iterable[str]) -> str:
+        """One text, if it comes to no more than the limits."""
+        kept, size = [], 0
+        for piece in pieces:
+            self.step(len(piece))
+            size = sizes.check(size + len(piece))
+            kept.append(piece)
+        return "".join(kept)
+
     def joined_by_tilde(self, *values: Any) -> str:
         """What `~` makes of its operands."""
-        return self._joined([str(_checked(value)) for value in values])
+        return self.joined([str(self._told(value)) for value in values])
 
     def guard(self) -> None:
-        """Put the limits around all filters, once all of them are there."""
+        """Put the limits around all filters and tests, once all of them are there."""
         self.filters = {name: self._guarded(name, keep) for name, keep in self.filters.items()}
+        self.filters |= {_KEY: self._told, _CUT: self._cut}
+        self.tests |= {name: self._compared(order) for name, order in _ORDERS.items()}
+        self.tests |= {"in": self._is_in}
+        tests: dict[str, Any] = {**self.tests}
+        self.tests |= {name: self._of_text(tests[name]) for name in ("lower", "upper", "filter", "test")}
+        self.tests |= {name: _of_numbers(tests[name]) for name in ("odd", "even", "divisibleby")}
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`, if it comes to no more than the limits."""
-        self.step(_size_of_operation(operator, left, right))
+        self.step(sizes.of_operation(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, callee: Any, /, *arguments: Any, **named: Any) -> Any:
-        """A call by a template, if it comes to no more than the limits."""
+        """A call by a template, if it comes to no more than the limits. A macro counts its own work."""
         method = getattr(callee, "__wrapped__", callee)
-        owner = getattr(method, "__self__", None)
-        _check_numbers((*arguments, *named.values()))
-        if isinstance(owner, str):
-            self.step(_size_of_method(getattr(method, "__name__", ""), owner, (*arguments, *named.values())))
+        values = (*arguments, *named.values())
+        sizes.check_numbers(values)
+        if not isinstance(callee, Macro):
+            self.step(sizes.of_method(getattr(method, "__name__", ""), getattr(method, "__self__", None), values))
         return super().call(context, callee, *arguments, **named)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`, which looks the argument up, or tells it where there is none."""
+        return super().getitem(obj, self._told(argument))
 
     def _generate(self, source: nodes.Template, *arguments: Any, **named: Any) -> str:
         return super()._generate(_Counting().visit(source), *arguments, **named)
 
-    def _joined(self, pieces: Iterable[str]) -> str:
-        kept = []
-        for piece in pieces:
-            self.step(len(piece))
-            kept.append(piece)
-        _check(sum(map(len, kept)))
-        return "".join(kept)
+    def _told(self, value: Any) -> Any:
+        """The same, that is about to become text, or a key."""
+        if not sizes.is_light(value) and not isinstance(value, str):
+            self.step(sizes.deep(value))
+        return value
+
+    def _cut(self, value: Any) -> Any:
+        """The same, of which a part is about to be copied."""
+        self.step(sizes.shallow(value))
+        return value
+
+    def _compared(self, order: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def compared(left: Any, right: Any) -> Any:
+            if not sizes.is_light(left) and not sizes.is_light(right):
+                self.step(sizes.lesser(left, right))
+            return order(left, right)
+
+        return compared
+
+    def _is_in(self, value: Any, many: Any) -> bool:
+        self._told(value)
+        if not isinstance(many, dict):
+            self.step(sizes.shallow(many) if sizes.is_light(value) else sizes.deep(many))
+        return value in many
+
+    def _of_text(self, test: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(test)
+        def guarded(*arguments: Any) -> Any:
+            self._told(arguments[-1])
+            return test(*arguments)
+
+        return guarded
 
     def _guarded(self, name: str, keep: Callable[..., Any]) -> Callable[..., Any]:
         skipped = int(hasattr(keep, "jinja_pass_arg"))  # it is given the context or the environment first
@@ -106,18 +158,39 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def guarded(*arguments: Any, **named: Any) -> Any:
             value, *others = arguments[skipped:]
             others += named.values()
-            _check_numbers(others)
-            self.step(_size_of_filter(name, value if name in _LOOKING else _checked(value), others))
-            return keep(*arguments, **named)
+            sizes.check_numbers(others)
+            size = sizes.shallow(value) if name in _LOOKING else sizes.deep(value)
+            self.step(size + sizes.all_of(others))
+            self.step(sizes.of_filter(name, value, others))
+            made = keep(*arguments, **named)
+            if isinstance(made, Iterator) and not isinstance(made, LoopContext):
+                made = list(made)  # what comes later would not be counted
+            self.step(sizes.shallow(made))
+            return made
 
         return guarded
 
 
+def _of_numbers(test: Callable[..., Any]) -> Callable[..., Any]:
+    """A test that takes what is left of a division, which of a text would be a format."""
+
+    @wraps(test)
+    def guarded(value: Any, *others: Any) -> Any:
+        if not isinstance(value, int | float):
+            raise TypeError(f"a number was expected, not a {type(value).__name__}")
+        return test(value, *others)
+
+    return guarded
+
+
 class _Counting(NodeTransformer):
-    """Counts what can be repeated, and has texts joined where we see it."""
+    """Counts what can be repeated, and has texts joined, compared and cut where we see it."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's names)
-        return self._counted(node)
+        self._counted(node)
+        if node.test is not None:
+            node.test = nodes.Or(nodes.EnvironmentAttribute("counted_round"), node.test, lineno=node.lineno)
+        return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
         return self._counted(node)
@@ -127,121 +200,47 @@ class _Counting(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return self._call("joined_by_tilde", node.nodes, node.lineno)
+        method = nodes.EnvironmentAttribute("joined_by_tilde", lineno=node.lineno)
+        return nodes.Call(method, node.nodes, [], None, None, lineno=node.lineno)
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.key, nodes.Const):
+            node.key = _filtered(node.key, _KEY)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _filtered(node.node, _CUT)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        """A test for each operator, and a round for each but the first: they evaluate an operand twice."""
+        self.generic_visit(node)
+        left, [first, *more] = node.expr, node.ops
+        compared = _as_test(left, first)
+        for before, operand in zip(node.ops, more, strict=False):
+            again = nodes.Or(nodes.EnvironmentAttribute("counted_round"), _as_test(before.expr, operand))
+            compared = nodes.And(compared, again, lineno=node.lineno)
+        return compared
 
     def _counted(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("counted_round"), lineno=node.lineno))
         return node
 
-    @staticmethod
-    def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
-        method = nodes.EnvironmentAttribute(name, lineno=line)
-        return nodes.Call(method, arguments, [], None, None, lineno=line)
+
+def _as_test(left: nodes.Expr, operand: nodes.Operand) -> nodes.Expr:
+    """A comparison that is counted; as it is where one side is written out, which takes no time."""
+    name, right = operand.op, operand.expr
+    is_one_of = isinstance(right, nodes.List | nodes.Tuple) and all(isinstance(one, nodes.Const) for one in right.items)
+    if is_one_of or ("in" not in name and any(isinstance(side, nodes.Const) for side in (left, right))):
+        return nodes.Compare(left, [operand], lineno=operand.lineno)
+    if name == "notin":
+        return nodes.Not(_as_test(left, nodes.Operand("in", right, lineno=operand.lineno)), lineno=operand.lineno)
+    return nodes.Test(left, _TEST_OF[name], [right], [], None, None, lineno=operand.lineno)
 
 
-def _check(size: int) -> None:
-    if size > SIZE_MAX:
-        raise TemplateError(f"it makes a text of more than {SIZE_MAX:,} characters, or as long a list")
-
-
-def _check_numbers(values: Iterable[Any]) -> None:
-    """Widths, counts and indents."""
-    if any(isinstance(value, int) and abs(value) > _NUMBER_MAX for value in values):
-        raise TemplateError(f"it passes a number beyond {_NUMBER_MAX:,}")
-
-
-def _checked(value: Any) -> Any:
-    """The same; TemplateError for what would be long if told: a list in lists in lists, or long texts many times."""
-    size, waiting = 0, [value] if isinstance(value, list | tuple | dict) else []
-    while waiting:
-        one = waiting.pop()
-        size += _ENTRY
-        if isinstance(one, str):
-            size += len(one)
-        elif isinstance(one, list | tuple | dict):
-            _check(size + _length(one))
-            waiting.extend((*one.keys(), *one.values()) if isinstance(one, dict) else one)
-        _check(size)
-    return value
-
-
-def _length(value: Any) -> int:
-    """What a value takes of SIZE_MAX."""
-    if isinstance(value, str):
-        return len(value)
-    return _ENTRY * len(value) if isinstance(value, list | tuple | dict) else 24  # the longest of other things
-
-
-def _longest(values: Iterable[Any]) -> int:
-    return max(map(_length, values), default=0)
-
-
-def _size_of_operation(operator: str, left: Any, right: Any) -> int:
-    """What an operation makes, at most."""
-    match operator, left, right:
-        case "+", _, _:
-            return _length(left) + _length(right)
-        case "*", str() | list() | tuple(), int():
-            return _length(left) * right
-        case "*", int(), str() | list() | tuple():
-            return left * _length(right)
-        case "*" | "**", int(), int():
-            bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * abs(right)
-            return 0 if bits <= _BITS_MAX else SIZE_MAX + 1
-        case "%", str(), _:
-            return _size_of_format(left, "%", right if isinstance(right, tuple) else (right,))
-        case _:
-            return 0
-
-
-def _size_of_format(form: str, sign: str, values: Iterable[Any]) -> int:
-    if _WIDTH.search(form):
-        return SIZE_MAX + 1
-    inside = [one for value in values for one in (value.values() if isinstance(value, dict) else (value,))]
-    width = _NUMBER_MAX if _WIDE.search(form) else 0
-    return len(form) + form.count(sign) * (_longest(map(_checked, inside)) + width)
-
-
-def _size_of_method(name: str, text: str, values: tuple[Any, ...]) -> int:
-    """What a method of a text makes, at most."""
-    match name:
-        case "format" | "format_map":
-            return _size_of_format(text, "{", values)
-        case "replace" if len(values) > 1:
-            return _size_of_replacing(text, values[0], values[1])
-        case "join" if values:
-            return _size_of_joining(values[0], text)
-        case _ if name in _REFUSED:
-            return SIZE_MAX + 1
-        case _:
-            return len(text)
-
-
-def _size_of_filter(name: str, value: Any, others: list[Any]) -> int:
-    """What a filter makes, at most."""
-    match name:
-        case "replace" if len(others) > 1:
-            return _size_of_replacing(str(value), others[0], others[1])
-        case "join":
-            return _size_of_joining(value, others[0] if others else "")
-        case "format":
-            return _size_of_format(str(value), "%", others)
-        case "indent" | "wordwrap":
-            return _length(value) + (str(value).count("\n") + 1) * sum(map(_width, others))
-        case _:
-            return _length(value)
-
-
-def _size_of_replacing(text: str, old: Any, new: Any) -> int:
-    return len(text) + text.count(str(old)) * _length(new)
-
-
-def _size_of_joining(values: Any, between: Any) -> int:
-    if not isinstance(values, str | list | tuple | dict):
-        return _NUMBER_MAX * _length(between)  # a generator, of who knows how many
-    return sum(map(_length, values)) + len(values) * _length(between)
-
-
-def _width(value: Any) -> int:
-    return abs(value) if isinstance(value, int) else _length(value)
+def _filtered(node: nodes.Expr, name: str) -> nodes.Expr:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)

@@ -14,7 +14,10 @@ from jobs.errors import BadRequest
 from worker.chat.sandbox import Sandbox
 
 # What the sandbox and a template's own arithmetic raise when the messages are not what it expects.
-_FAULTS: Final = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+_FAULTS: Final = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError),
+)
+_FAULT_CHARACTERS_MAX: Final = 1000
 
 
 class Generation(Extension):
@@ -33,7 +36,7 @@ class Template:
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         self._sandbox = environment = Sandbox(extensions=["jinja2.ext.loopcontrols", Generation])
-        environment.filters["tojson"] = _tojson
+        environment.filters["tojson"] = self._tojson
         environment.guard()
         environment.globals["raise_exception"] = _raise_exception
         self._compiled = environment.from_string(source)
@@ -71,15 +74,26 @@ class Template:
             return self._sandbox.concat(self._compiled.root_render_func(context))
         except _FAULTS as error:
             raise BadRequest(
-                f"The model's chat template cannot render these messages: {error}",
+                f"The model's chat template cannot render these messages: {str(error)[:_FAULT_CHARACTERS_MAX]}",
                 code="invalid_value",
                 param="messages",
             ) from error
 
-
-def _tojson(value: Any, ensure_ascii: bool = False, **style: Any) -> str:
-    """Jinja's own escapes signs for HTML, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **style)
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Jinja's own escapes signs for HTML, which models were not trained on. Where there is an indent, a piece at a
+        time, for it can make much of little.
+        """
+        style = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
+        if indent is None and separators is None:
+            return json.dumps(value, **style)  # type: ignore[arg-type]
+        return self._sandbox.joined(json.JSONEncoder(indent=indent, **style).iterencode(value))  # type: ignore[arg-type]
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -38,19 +38,19 @@ takes no fewer than one, so a stage that has nothing to do is given a token of o
 values behind those that the stage holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.onnx_file import MICROSOFT, OnnxFile
-from worker.model.rotation import can_turn, hadamard, rotated, turn_inside
+from worker.model.rotation import can_turn, hadamard, rotated, turned_inside
 from worker.model.spec import Activation, ModelSpec
-from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
+from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Weights, stacked
 
 BLOCK: Final = 64
 """Tokens in a block."""
@@ -66,8 +66,6 @@ _NOTHING: Final = -1e30
 _VECTOR: Final = 16
 """Numbers that a processor adds at once, at most. What fills no vector would be added in another order."""
 _TINY: Final = 1e-20
-_STRETCH: Final = 4096
-"""Rows of a weight that are made ready at once."""
 _ZERO: Final = 128
 """What stands for zero among numbers without a sign."""
 
@@ -89,7 +87,7 @@ def obstacle(spec: ModelSpec, weights: Weights) -> str | None:
 
 
 def write(spec: ModelSpec, weights: Weights, folder: Path) -> None:
-    """Write model.onnx and model.onnx.data into the folder, one layer in memory at a time."""
+    """Write model.onnx and model.onnx.data into the folder, one linear layer in memory at a time."""
     spec, weights = rotated(spec, weights)
     with OnnxFile(folder) as file:
         _Decoder(file, spec).write(weights)
@@ -109,22 +107,35 @@ class Quantized:
         return "zero_point" if self.values.dtype == np.uint8 else "no_zero_point_signed"
 
 
-def unsigned(weight: Tensor) -> Quantized:
+def unsigned(weight: StoredTensor) -> Quantized:
     """As finely as 8 bits allow, of weights [outputs, inputs]."""
-    scale: Tensor = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
-    return Quantized((np.rint(weight.T / scale) + _ZERO).astype(np.uint8), scale)
+    return _quantized(weight, np.dtype(np.uint8), _ZERO, _largest)
 
 
-def signed(weight: Tensor) -> Quantized:
+def signed(weight: StoredTensor) -> Quantized:
     """Coarser by some 10 %, so that neighbouring products of weights [outputs, inputs] with activations, added,
     leave 16 bits only where both activations are about the largest, and then by little.
     """
-    values, scale = np.empty(weight.shape[::-1], np.int8), np.empty(len(weight), np.float32)
-    for first in range(0, len(weight), _STRETCH):  # the weight may be the largest of all tensors
-        rows = slice(first, first + _STRETCH)
-        scale[rows] = _signed_scale(weight[rows])
-        values[:, rows] = np.rint(weight[rows].T / scale[rows])
+    return _quantized(weight, np.dtype(np.int8), 0, _signed_scale)
+
+
+def _quantized(
+    weight: StoredTensor, element: np.dtype[Any], zero: int, scale_of: Callable[[Tensor], Tensor]
+) -> Quantized:
+    """Some outputs at a time: the weight may be the largest of all tensors."""
+    values, scale = np.empty(weight.shape[::-1], element), np.empty(weight.shape[0], np.float32)
+    first = 0
+    for rows in weight.stretches():
+        end = first + len(rows)
+        scale[first:end] = scale_of(rows)
+        values[:, first:end] = np.rint(rows.T / scale[first:end]) + zero
+        first = end
     return Quantized(values, scale)
+
+
+def _largest(weight: Tensor) -> Tensor:
+    scale: Tensor = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
+    return scale
 
 
 def _signed_scale(weight: Tensor) -> Tensor:
@@ -135,6 +146,11 @@ def _signed_scale(weight: Tensor) -> Tensor:
     in_8_bits = np.abs(weight).max(axis=1) / np.float32(127)
     scale: Tensor = np.maximum(np.maximum(in_8_bits, in_16_bits), _TINY)
     return scale
+
+
+def _held(layer: Linear) -> StoredTensor:
+    """The weight of a layer, read once."""
+    return StoredTensor.of(layer.read())
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +186,14 @@ class _Decoder:
         self._constants()
         self._mask()
         self._stage_lengths()
-        embedding = self.file.weight("embedding.weight", weights.embedding())
+        table = weights.embedding
+        embedding = self.file.stretches("embedding.weight", table.shape, np.dtype(np.float32), table.stretches())
         total = self.file.node("Gather", [embedding, "input_ids"], "embedding.output")
         delta = ""
         for index in range(self.spec.layers):
             total, delta = self._layer(index, weights.layer(index), total, delta)
         normed, _ = self._norm("final_norm", total, delta)
-        self._linear("logits", self._normed_eighths("lm_head.input", normed), signed(weights.lm_head()), None)
+        self._linear("logits", self._normed_eighths("lm_head.input", normed), signed(weights.lm_head), None)
         for name in ("new", "new_scale"):
             layers = [f"layers.{index}.{name}" for index in range(self.spec.layers)]
             self.file.node("Concat", layers, name, axis=0)
@@ -323,8 +340,8 @@ class _Decoder:
     def _feed_forward(self, place: str, normed: str, layer: LayerWeights) -> str:
         node = self.file.node
         eighths = self._normed_eighths(f"{place}.input", normed)
-        gate = self._linear(f"{place}.gate", eighths, signed(layer.gate.weight), layer.gate.bias)
-        up = self._linear(f"{place}.up", eighths, signed(layer.up.weight), layer.up.bias)
+        gate = self._linear(f"{place}.gate", eighths, signed(_held(layer.gate)), layer.gate.bias)
+        up = self._linear(f"{place}.up", eighths, signed(_held(layer.up)), layer.up.bias)
         # x * sigmoid(x), which ONNX Runtime has under this name.
         activated = node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
         gated = node("Mul", [activated, up], f"{place}.gated")
@@ -332,8 +349,7 @@ class _Decoder:
         stretches = node("Reshape", [gated, "shape_stretches"], f"{place}.stretches")
         turned = node("MatMul", [stretches, "turn"], f"{place}.turned")
         turned = node("Reshape", [turned, "shape_intermediate"], f"{place}.turned.flat")
-        down = Linear(turn_inside(layer.down.weight, turn), layer.down.bias)
-        return self._scaled_linear(f"{place}.down", turned, down)
+        return self._scaled_linear(f"{place}.down", turned, turned_inside(layer.down, turn))
 
     def _norm(self, place: str, total: str, delta: str) -> tuple[str, str]:
         """The normalized stream and the stream itself, its delta added."""
@@ -409,7 +425,7 @@ class _Decoder:
     def _scaled_linear(self, place: str, tensor: str, layer: Linear) -> str:
         """A linear layer of tokens with a scale each."""
         eighths = self._eighths(place, tensor)
-        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), unsigned(layer.weight), None)
+        unscaled = self._linear(f"{place}.unscaled", replace(eighths, scale="one"), unsigned(_held(layer)), None)
         if layer.bias is None:
             return self.file.node("Mul", [unscaled, eighths.scale], place)
         scaled = self.file.node("Mul", [unscaled, eighths.scale], f"{place}.scaled")

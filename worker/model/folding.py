@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worker.model.rope import Rope
-from worker.model.weights import LayerWeights, Linear, Tensor, Weights
+from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def fold_whole(weights: Weights, multipliers: Multipliers, *, tied: bool) -> Wei
         weights,
         embedding=_times(weights.embedding, embedding),
         lm_head=_times(weights.lm_head, embedding) if tied else weights.lm_head,
-        final_norm=_times(weights.final_norm, np.float32(logits)),
+        final_norm=lambda: weights.final_norm() * np.float32(logits),
     )
 
 
@@ -45,14 +45,8 @@ def fold_layer(layer: LayerWeights, multipliers: Multipliers, rope: Rope | None,
     return layer if rope is None else _turning(layer, rope, head_size)
 
 
-def _times(read: Callable[[], Tensor], factor: np.float32) -> Callable[[], Tensor]:
-    """Without a second copy, where what is read belongs to us: an embedding can be the largest of all tensors."""
-
-    def multiplied() -> Tensor:
-        values = read()
-        return np.multiply(values, factor, out=values if values.flags.writeable else None)
-
-    return read if factor == 1 else multiplied
+def _times(table: StoredTensor, factor: np.float32) -> StoredTensor:
+    return table if factor == 1 else table.each(lambda rows: rows * factor)
 
 
 def _with_residual_times(layer: LayerWeights, factor: np.float32) -> LayerWeights:

@@ -1,8 +1,7 @@
 """Reads a model in GGUF, the one-file format of llama.cpp: shape, tokenizer and template are metadata.
 
 Names and meanings: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Metadata is put into the words of
-config.json, so that `reading` serves both. Tensors stay in the mapped file, quantized, until a layer is
-asked for.
+config.json, so that `reading` serves both. Tensors stay in the file, quantized, until they are asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +17,8 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.config import Config
 from worker.model.errors import NoChatTemplate, UnreadableWeights, UnsupportedModel
 from worker.model.reading import Names
-from worker.model.tensors import StoredTensor, Tensors
-from worker.model.weights import Tensor
+from worker.model.tensors import Tensors
+from worker.model.weights import StoredTensor, Tensor
 
 _MODEL_TYPES: Final = {
     "llama": "llama",
@@ -216,7 +215,7 @@ def _scaling(source: _Source, architecture: str, tensors: Tensors, turned: int) 
         if table in tensors.stored:
             return {
                 "rope_type": "longrope",
-                "short_factor": tensors.take(table, (turned // 2,))().tolist(),
+                "short_factor": tensors.take(table, (turned // 2,)).read().tolist(),
                 "attention_factor": told("attn_factor") or 1.0,
                 "original_max_position_embeddings": trained or source.value(f"{architecture}.context_length", int),
             }
@@ -243,7 +242,7 @@ def _in_our_order(
 
 
 def _in_order(tensor: StoredTensor, heads: int) -> StoredTensor:
-    return StoredTensor(tensor.shape, lambda: halves_together(tensor.read(), heads))
+    return StoredTensor(tensor.shape, lambda first, end: halves_together(tensor.read(), heads)[first:end])
 
 
 def halves_together(rows: Tensor, heads: int) -> Tensor:

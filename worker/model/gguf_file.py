@@ -1,7 +1,7 @@
 """Reads the frame of a GGUF file: its metadata, and where each tensor lies.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#file-structure. All sizes in it come from whoever wrote the
-file: what would lie behind its end is refused before it is read. Tensors stay in the mapped file, quantized.
+file: what would lie behind its end is refused before it is read. Tensors stay in the file, quantized.
 """
 
 import math
@@ -15,9 +15,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.model import tensors
 from worker.model.errors import UnreadableWeights, UnsupportedModel
-from worker.model.tensors import StoredTensor
-from worker.model.weights import Tensor
+from worker.model.weights import StoredTensor, Tensor
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -48,8 +48,7 @@ class GgufFile:
 def read(path: Path) -> GgufFile:
     """Raises UnreadableWeights if it is not a whole GGUF file."""
     try:
-        content: _Bytes = np.asarray(np.memmap(path, np.uint8, "r"))
-        return _Reader(content.data, content).file()
+        return _Reader(np.memmap(path, np.uint8, "r").data, path).file()
     except OSError as error:
         raise UnreadableWeights(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, OverflowError, struct.error) as error:
@@ -71,10 +70,11 @@ class _Reader:
     """Goes through a file from its beginning; ValueError where it makes no sense."""
 
     view: memoryview
-    content: _Bytes
+    path: Path
     place: int = 0
 
     def file(self) -> GgufFile:
+        tensors.refuse_pointer(bytes(self.view[: tensors.BEGINNING_BYTES]), self.path)
         if bytes(self._take(4)) != _MAGIC:
             raise ValueError("it does not begin as one")
         version = self._number("<u4")
@@ -87,10 +87,10 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its alignment is {alignment}")
         start = self.place + -self.place % alignment
-        tensors = {place.name: self._stored(start, place) for place in places}
-        if len(tensors) < len(places):
+        stored = {place.name: self._stored(start, place) for place in places}
+        if len(stored) < len(places):
             raise ValueError("two of its tensors have the same name")
-        return GgufFile(metadata, tensors)
+        return GgufFile(metadata, stored)
 
     def _entry(self) -> tuple[str, Any]:
         key = self._text()
@@ -125,16 +125,24 @@ class _Reader:
         name, shape, kind = place.name, place.shape, place.kind
         if kind not in _KINDS:
             known = ", ".join(known.name for known in _KINDS)
-            raise UnsupportedModel(f"tensor '{name}' is stored in the type {kind}; supported: {known}")
+            raise UnsupportedModel(f"tensor '{name}' is stored in the type {_type_name(kind)}; supported: {known}")
         block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
         if not shape or shape[-1] % block:
             raise ValueError(f"tensor '{name}' has the shape {shape}")
         size_bytes = math.prod(shape) // block * block_bytes
         begin = start + place.offset
-        if begin + size_bytes > len(self.content):
-            raise ValueError(f"tensor '{name}' ends behind the end of the file")
-        content = self.content[begin : begin + size_bytes]
-        return StoredTensor(shape, lambda: _dequantized(content, gguf.GGMLQuantizationType(kind)).reshape(shape))
+        if begin + size_bytes > len(self.view):
+            raise ValueError(
+                f"it ends after {len(self.view):,} bytes, and tensor '{name}' after {begin + size_bytes:,}"
+            )
+        path = self.path
+        row_bytes = size_bytes // max(1, shape[0])
+
+        def rows(first: int, end: int) -> Tensor:
+            content = tensors.piece(path, np.dtype(np.uint8), (end - first) * row_bytes, begin + first * row_bytes)
+            return _dequantized(content, gguf.GGMLQuantizationType(kind)).reshape(end - first, *shape[1:])
+
+        return StoredTensor(shape, rows)
 
     def _text(self) -> str:
         return str(self._take(self._count()), "utf-8")
@@ -156,6 +164,10 @@ class _Reader:
         taken = self.view[self.place : end]
         self.place = end
         return taken
+
+
+def _type_name(kind: int) -> str:
+    return next((known.name for known in gguf.GGMLQuantizationType if known == kind), str(kind))
 
 
 def _dequantized(content: _Bytes, kind: gguf.GGMLQuantizationType) -> Tensor:

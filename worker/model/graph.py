@@ -26,11 +26,11 @@ from onnx import TensorProto, ValueInfoProto, helper
 from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import Activation, ModelSpec
-from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
+from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Weights, stacked
 
 
 def write(spec: ModelSpec, weights: Weights, precision: Precision, folder: Path) -> None:
-    """Write model.onnx and model.onnx.data into the folder, one layer in memory at a time."""
+    """Write model.onnx and model.onnx.data into the folder, one linear layer in memory at a time."""
     with OnnxFile(folder) as file:
         Decoder(file, spec, precision).write(weights)
         file.save(_inputs(spec, precision), _outputs(spec, precision))
@@ -56,7 +56,7 @@ class Decoder:
     """The names of cos and sin by the frequencies they are made of."""
 
     def write(self, weights: Weights) -> None:
-        embedding = self.weight("embedding.weight", weights.embedding())
+        embedding = self.table("embedding.weight", weights.embedding)
         stream = Stream(self.file.node("Gather", [embedding, "input_ids"], "embedding.output"), delta=None)
         for index in range(self.spec.layers):
             stream = self._layer(index, weights.layer(index), stream)
@@ -64,7 +64,7 @@ class Decoder:
         if self.spec.tied_embeddings:
             self._logits(hidden, embedding)
         else:
-            self._logits(hidden, self.weight("lm_head.weight", weights.lm_head()))
+            self._logits(hidden, self.table("lm_head.weight", weights.lm_head))
 
     def _layer(self, index: int, layer: LayerWeights, stream: Stream) -> Stream:
         place = f"layers.{index}"
@@ -110,10 +110,14 @@ class Decoder:
         if layer.query_norm is None or layer.key_norm is None:
             return [packed, "", ""]
         query, key, value = (f"{place}.{part}" for part in ("query", "key", "value"))
-        sizes = [len(part.weight) for part in (layer.query, layer.key, layer.value)]
-        self.file.nodes("Split", [packed, self.file.constant(f"{place}.sizes", sizes)], [query, key, value], axis=-1)
+        self.file.nodes("Split", [packed, self.sizes(place)], [query, key, value], axis=-1)
         query = self._heads_norm(f"{place}.query_norm", layer.query_norm, query)
         return [query, self._heads_norm(f"{place}.key_norm", layer.key_norm, key), value]
+
+    def sizes(self, place: str) -> str:
+        """How many outputs are queries, keys and values."""
+        queries, keys = self.spec.heads * self.spec.head_size, self.spec.kv_heads * self.spec.head_size
+        return self.file.constant(f"{place}.sizes", [queries, keys, keys])
 
     def _heads_norm(self, place: str, gain: Tensor, heads: str) -> str:
         """The norm of [B, S, any heads * head_size], each head for itself if the gain is as long as one."""
@@ -177,7 +181,7 @@ class Decoder:
 
     def linear(self, place: str, value: str, layer: Linear) -> str:
         """The one place that decides how a linear layer is computed."""
-        weight = self.weight(f"{place}.weight", layer.weight.T)
+        weight = self.weight(f"{place}.weight", layer.read().T)
         if layer.bias is None:
             return self.file.node("MatMul", [value, weight], place)
         product = self.file.node("MatMul", [value, weight], f"{place}.product")
@@ -214,6 +218,11 @@ class Decoder:
 
     def weight(self, name: str, array: Tensor) -> str:
         return self.file.weight(name, array.astype(self.precision.dtype, copy=False))
+
+    def table(self, name: str, table: StoredTensor) -> str:
+        dtype = np.dtype(self.precision.dtype)
+        pieces = (rows.astype(dtype, copy=False) for rows in table.stretches())
+        return self.file.stretches(name, table.shape, dtype, pieces)
 
 
 def _inputs(spec: ModelSpec, precision: Precision) -> list[ValueInfoProto]:

@@ -91,4 +91,6 @@ class HubModel:
             raise self._unavailable(str(error).splitlines()[0]) from error
 
     def _unavailable(self, fault: str) -> SourceUnavailable:
-        return SourceUnavailable(f"{self.text} could not be fetched from the Hugging Face hub: {fault}")
+        return SourceUnavailable(
+            f"{self.text} is no folder here, and could not be fetched from the Hugging Face hub: {fault}"
+        )

@@ -3,7 +3,8 @@
 ONNX Runtime maps that file into memory, so the processes of one machine share its pages.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,6 +21,7 @@ MICROSOFT: Final = "com.microsoft"
 _OPSETS: Final = {"": 21, MICROSOFT: 1}
 _IR_VERSION: Final = 10
 _ALIGNMENT_BYTES: Final = 4096  # a page, so that a mapped tensor starts on one
+_WRITTEN_BYTES: Final = 1 << 24  # at once
 
 
 class OnnxGraph:
@@ -55,14 +57,18 @@ class OnnxGraph:
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
         """Keep a tensor outside the graph and declare it; gives its name."""
-        array = np.ascontiguousarray(array)
+        return self.stretches(name, array.shape, array.dtype, [array])
+
+    def stretches(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], rows: Iterable[NDArray[Any]]) -> str:
+        """As `weight`, of a tensor whose rows come a stretch at a time."""
         tensor = TensorProto(
             name=name,
-            dims=array.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=shape,
+            data_type=helper.np_dtype_to_tensor_dtype(dtype),
             data_location=TensorProto.EXTERNAL,
         )
-        for key, value in (("location", WEIGHTS_NAME), ("offset", self.keep(name, array)), ("length", array.nbytes)):
+        size_bytes = math.prod(shape) * dtype.itemsize
+        for key, value in (("location", WEIGHTS_NAME), ("offset", self.keep(name, rows)), ("length", size_bytes)):
             tensor.external_data.add(key=key, value=str(value))
         self._initializers.append(tensor)
         return name
@@ -86,9 +92,10 @@ class OnnxGraph:
         )
         self.content = model.SerializeToString(deterministic=True)
 
-    def keep(self, name: str, array: NDArray[Any]) -> int:
-        """Take a weight; gives its place among them."""
-        self._arrays[name] = array
+    def keep(self, name: str, rows: Iterable[NDArray[Any]]) -> int:
+        """Take a weight, in stretches; gives its place among them."""
+        first, *more = rows
+        self._arrays[name] = np.concatenate([first, *more]) if more else np.ascontiguousarray(first)
         return len(self._arrays)
 
     def give_weights(self, options: ort.SessionOptions) -> None:
@@ -112,12 +119,20 @@ class OnnxFile(OnnxGraph):
     ) -> None:
         self._weights.close()
 
-    def keep(self, name: str, array: NDArray[Any]) -> int:  # noqa: ARG002
+    def keep(self, name: str, rows: Iterable[NDArray[Any]]) -> int:  # noqa: ARG002
         """Append a weight to the file; gives where it begins."""
         self._weights.write(b"\0" * (-self._weights.tell() % _ALIGNMENT_BYTES))
         offset = self._weights.tell()
-        self._weights.write(array.reshape(-1).view(np.uint8).data)
+        for stretch in rows:
+            self._write(stretch)
         return offset
+
+    def _write(self, array: NDArray[Any]) -> None:
+        """Some rows at a time, for they may have to be brought together: a turned matrix lies in another order."""
+        step = max(1, _WRITTEN_BYTES * len(array) // max(1, array.nbytes))
+        for first in range(0, len(array), step):
+            rows = np.ascontiguousarray(array[first : first + step])
+            self._weights.write(rows.reshape(-1).view(np.uint8).data)
 
     def save(self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> None:
         """Write the graph beside its weights."""

@@ -73,7 +73,7 @@ class PagedCache:
 def write(
     spec: ModelSpec, weights: Weights, precision: Precision, folder: Path, cache: PagedCache | None = None
 ) -> None:
-    """Write model.onnx and model.onnx.data into the folder, one layer in memory at a time."""
+    """Write model.onnx and model.onnx.data into the folder, one linear layer in memory at a time."""
     with OnnxFile(folder) as file:
         build(file, spec, weights, precision, cache or PagedCache())
 
@@ -124,7 +124,7 @@ class _PagedDecoder(Decoder):
         return self.linear(f"{place}.down", gated, layer.down)
 
     def linear(self, place: str, value: str, layer: Linear) -> str:
-        inputs = [value, self.weight(f"{place}.weight", layer.weight)]
+        inputs = [value, self.weight(f"{place}.weight", layer.read())]
         if layer.bias is not None:
             inputs.append(self.weight(f"{place}.bias", layer.bias))
         return self.file.node("Gemm", inputs, place, transB=1)
@@ -138,8 +138,7 @@ class _PagedDecoder(Decoder):
         if layer.query_norm is None or layer.key_norm is None or len(layer.query_norm) == self.spec.head_size:
             return packed, "", ""
         query, key, value = (f"{place}.{part}" for part in ("query", "key", "value"))
-        sizes = [len(part.weight) for part in (layer.query, layer.key, layer.value)]
-        self.file.nodes("Split", [packed, self.file.constant(f"{place}.sizes", sizes)], [query, key, value], axis=-1)
+        self.file.nodes("Split", [packed, self.sizes(place)], [query, key, value], axis=-1)
         query = self.plain_norm(f"{place}.query_norm", layer.query_norm, query)
         return query, self.plain_norm(f"{place}.key_norm", layer.key_norm, key), value
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from worker.model import folding, rope
@@ -10,7 +11,7 @@ from worker.model.config import Config
 from worker.model.errors import UnsupportedModel
 from worker.model.spec import Activation, ModelSpec
 from worker.model.tensors import Tensors
-from worker.model.weights import LayerWeights, Linear, Tensor, Weights
+from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Weights
 
 _CONTEXT_MAX: Final = 1 << 20
 _KINDS: Final = ("full_attention", "sliding_attention")
@@ -121,32 +122,36 @@ class _Reader:
 
     def layer(self, index: int) -> Callable[[], LayerWeights]:
         architecture, config, spec = self.described.architecture, self.described.config, self.described.spec
-        parts = {part: self._part(index, part) for part in architecture.names}
-        biases = {part: self._bias(index, part) for part in architecture.names if part in _biased(architecture, config)}
+        norms = {part: self._norm(index, part) for part in architecture.names if part not in _LINEAR}
+        linear = {part: self._linear(index, part) for part in architecture.names if part in _LINEAR}
+        biased = _biased(architecture, config)
+        biases = {part: self._bias(index, part) for part in linear if part in biased}
         multipliers = architecture.multipliers(config, spec.head_size)
         kind = _KINDS[_slides(architecture, config, index)]
         turning = rope.read(config, spec.head_size, kind) if architecture.turns(config, index) else None
 
         def read() -> LayerWeights:
-            norms = {part: take() for part, take in parts.items() if part not in _LINEAR}
-            linear = {
-                part: Linear(take(), biases[part]() if part in biases else None)
-                for part, take in parts.items()
-                if part in _LINEAR
+            whole = {
+                name: layer
+                for part, stored in linear.items()
+                for name, layer in _split(part, stored, biases[part].read() if part in biases else None, spec).items()
             }
-            return folding.fold_layer(_assembled(linear, norms, spec), multipliers, turning, spec.head_size)
+            layer = _assembled(whole, {part: take() for part, take in norms.items()})
+            return folding.fold_layer(layer, multipliers, turning, spec.head_size)
 
         return read
 
     def norm(self, name: str, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-        read, offset = self.tensors.take(name, shape), self.described.architecture.norm_offset
+        read, offset = self.tensors.take(name, shape).read, self.described.architecture.norm_offset
         return (lambda: read() + offset) if offset else read
 
-    def _part(self, index: int, part: str) -> Callable[[], Tensor]:
-        take = self.tensors.take if part in _LINEAR else self.norm
-        return take(f"{self._name(index, part)}.weight", self._shape(part))
+    def _norm(self, index: int, part: str) -> Callable[[], Tensor]:
+        return self.norm(f"{self._name(index, part)}.weight", self._shape(part))
 
-    def _bias(self, index: int, part: str) -> Callable[[], Tensor]:
+    def _linear(self, index: int, part: str) -> StoredTensor:
+        return self.tensors.take(f"{self._name(index, part)}.weight", self._shape(part))
+
+    def _bias(self, index: int, part: str) -> StoredTensor:
         return self.tensors.take(f"{self._name(index, part)}.bias", self._shape(part)[:1])
 
     def _name(self, index: int, part: str) -> str:
@@ -174,12 +179,7 @@ class _Reader:
         return shapes.get(part, (hidden,))
 
 
-def _assembled(linear: dict[str, Linear], norms: Mapping[str, Tensor], spec: ModelSpec) -> LayerWeights:
-    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    if "query_key_value" in linear:
-        linear |= _split(linear["query_key_value"], {"query": queries, "key": keys, "value": keys})
-    if "gate_up" in linear:
-        linear |= _split(linear["gate_up"], {"gate": spec.intermediate, "up": spec.intermediate})
+def _assembled(linear: Mapping[str, Linear], norms: Mapping[str, Tensor]) -> LayerWeights:
     return LayerWeights(
         attention_norm=norms.get("attention_norm"),
         query=linear["query"],
@@ -198,13 +198,19 @@ def _assembled(linear: dict[str, Linear], norms: Mapping[str, Tensor], spec: Mod
     )
 
 
-def _split(fused: Linear, sizes: Mapping[str, int]) -> dict[str, Linear]:
-    parts, start = {}, 0
-    for part, size in sizes.items():
-        rows = slice(start, start + size)
-        parts[part] = Linear(fused.weight[rows], None if fused.bias is None else fused.bias[rows])
-        start += size
-    return parts
+def _split(part: str, stored: StoredTensor, bias: Tensor | None, spec: ModelSpec) -> dict[str, Linear]:
+    """The layers by name in a tensor that may hold several."""
+    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    fused = {
+        "query_key_value": {"query": queries, "key": keys, "value": keys},
+        "gate_up": {"gate": spec.intermediate, "up": spec.intermediate},
+    }
+    layers, first = {}, 0
+    for name, size in fused.get(part, {part: stored.shape[0]}).items():
+        end = first + size
+        layers[name] = Linear(partial(stored.rows, first, end), None if bias is None else bias[first:end])
+        first = end
+    return layers
 
 
 def _biased(architecture: Architecture, config: Config) -> set[str]:

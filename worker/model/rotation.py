@@ -15,18 +15,18 @@ from worker.model.spec import ModelSpec
 from worker.model.weights import LayerWeights, Linear, Tensor, Weights
 
 _SEED = 20_240_330
-_STRETCH = 4096
 
 
 def rotated(spec: ModelSpec, weights: Weights) -> tuple[ModelSpec, Weights]:
     """The same model, turned. Its norms have no gain left and its lm_head is no longer the embedding."""
     stream = orthogonal(spec.hidden, _SEED)
     head = orthogonal(spec.head_size, _SEED + 1)
+    gain = weights.final_norm()
     turned = Weights(
-        embedding=lambda: _turned(weights.embedding(), np.float32(1), stream),
+        embedding=weights.embedding.each(lambda rows: _product(rows, stream)),
         layer=lambda index: _layer(weights.layer(index), stream, head),
         final_norm=lambda: np.ones(spec.hidden, np.float32),
-        lm_head=lambda: _turned(weights.lm_head(), weights.final_norm(), stream),
+        lm_head=weights.lm_head.each(lambda rows: _product(rows * gain, stream)),
     )
     return replace(spec, tied_embeddings=False), turned
 
@@ -58,19 +58,15 @@ def hadamard(size: int) -> Tensor:
     return matrix / np.float32(np.sqrt(size))
 
 
+def turned_inside(layer: Linear, turn: Tensor) -> Linear:
+    """A layer whose inputs come turned by `turn` in stretches: see `turn_inside`."""
+    return Linear(lambda: turn_inside(layer.read(), turn), layer.bias)
+
+
 def turn_inside(rows: Tensor, turn: Tensor) -> Tensor:
     """Multiply each stretch of len(turn) columns of `rows` [any, columns] by `turn`."""
     size = len(turn)
     turned: Tensor = _product(rows.reshape(-1, size), turn).reshape(rows.shape)
-    return turned
-
-
-def _turned(rows: Tensor, gain: Tensor | np.float32, stream: Tensor) -> Tensor:
-    """(rows * gain) @ stream, without a second copy where `rows` belongs to us: it can be the largest tensor."""
-    turned = rows if rows.flags.writeable else np.empty_like(rows)
-    for first in range(0, len(rows), _STRETCH):
-        part = slice(first, first + _STRETCH)
-        turned[part] = _product(rows[part] * gain, stream)
     return turned
 
 
@@ -89,7 +85,7 @@ def _layer(layer: LayerWeights, stream: Tensor, head: Tensor) -> LayerWeights:
         query=_reading(layer.query, gain, stream),
         key=_reading(layer.key, gain, stream),
         value=_reading(layer.value, gain, stream).each(lambda rows: turn_inside(np.ascontiguousarray(rows.T), head).T),
-        output=_writing(Linear(turn_inside(layer.output.weight, head), layer.output.bias), stream),
+        output=_writing(turned_inside(layer.output, head), stream),
         feed_forward_norm=np.ones_like(next_gain),
         gate=_reading(layer.gate, next_gain, stream),
         up=_reading(layer.up, next_gain, stream),
@@ -99,7 +95,7 @@ def _layer(layer: LayerWeights, stream: Tensor, head: Tensor) -> LayerWeights:
 
 def _reading(layer: Linear, gain: Tensor, stream: Tensor) -> Linear:
     """What takes the normed stream."""
-    return Linear(_product(layer.weight * gain, stream), layer.bias)
+    return Linear(lambda: _product(layer.read() * gain, stream), layer.bias)
 
 
 def _writing(layer: Linear, stream: Tensor) -> Linear:

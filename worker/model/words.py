@@ -13,6 +13,7 @@ from worker.model.errors import NoChatTemplate, UnreadableWeights
 
 _GENERATION_NAME: Final = "generation_config.json"
 _TOKENIZER_NAME: Final = "tokenizer.json"
+_OLD_TOKENIZER_NAMES: Final = ("tokenizer.model", "vocab.json")
 _TOKENS_NAME: Final = "tokenizer_config.json"
 _TEMPLATE_NAME: Final = "chat_template.jinja"
 _TOOL_TEMPLATE_NAME: Final = "additional_chat_templates/tool_use.jinja"
@@ -69,13 +70,25 @@ def _tokenizer(folder: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UnreadableWeights(f"{folder.name} has no {_TOKENIZER_NAME}") from None
+        raise UnreadableWeights(_no_tokenizer(folder)) from None
     except Exception as error:  # the library raises nothing narrower
         raise UnreadableWeights(f"{folder.name}/{_TOKENIZER_NAME} is not a tokenizer ({error})") from error
     spelling.of(backend)  # or we could not read its answers
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def _no_tokenizer(folder: Path) -> str:
+    older = next((name for name in _OLD_TOKENIZER_NAMES if (folder / name).is_file()), None)
+    if older is None:
+        return (
+            f"{folder.name} has no {_TOKENIZER_NAME}, so texts cannot be turned into tokens; was all of it downloaded?"
+        )
+    return (
+        f"{folder.name} has {older} but no {_TOKENIZER_NAME}; make one of it with transformers: "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    )
 
 
 def _token(tokens: Config, key: str) -> str:

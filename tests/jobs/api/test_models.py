@@ -70,6 +70,22 @@ def test_aliases_that_cannot_be_read_stop_the_start(told: str) -> None:
         Settings.read({"GRISTMILL_MODEL_ALIASES": told})
 
 
+def test_a_model_without_a_worker_says_so_until_there_is_one(
+    ledger: Engine, named: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.workers.FRESH_SECONDS", 0.0)
+
+    def waiting_for() -> set[str | None]:
+        listed = named.get("/v1/models").json()["data"]
+        return {model["waiting_for"] for model in (*listed, named.get("/v1/models/gpt-4o-mini").json())}
+
+    with ledger.begin() as connection:
+        connection.execute(text("DELETE FROM worker"))
+    assert waiting_for() == {"a worker that serves it; there is none now"}
+    database.run(ledger, lambda c: workers.register(c, kind="model", model="tiny"))
+    assert waiting_for() == {None}
+
+
 def test_a_batch_without_a_worker_for_its_model_says_so_until_there_is_one(
     ledger: Engine, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

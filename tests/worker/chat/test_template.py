@@ -1,5 +1,7 @@
 """A template is rendered as Jinja renders it, with nothing left of the prompt before."""
 
+import json
+
 import jinja2
 import pytest
 
@@ -75,11 +77,125 @@ def test_what_a_template_may_not_or_cannot_do_is_the_callers_fault(source: str) 
         "{{ (('\n' * 9999999) | indent(99999)) | length }}",
         "{{ ('\t' * 9999999).expandtabs(99999) | length }}",
         "{{ lipsum(n=99999) }}",
+        "{{ ('f' * 9999999) | int(base=16) }}",
+        "{{ [1] | round(9, 'floor') }}",
+        "{{ '%999999999d' is odd }}",
+        "{{ ([1] * 9999) | tojson(indent=99999) }}",
+        "{{ (['a' * 99999] * 99999) | map('trim') | join }}",
+        "{{ ('%s' * 999) % (([[1] * 999] * 999,) * 999) }}",
+        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+        "{% set s = 'ab' * 4999999 %}{% for i in range(99999) %}{% set t = s[1:] %}{% endfor %}",
+        "{% set s = 'a' * 9999999 %}{% for i in range(99999) %}{% set t = s in s ~ 'b' %}{% endfor %}",
+        "{% set s = [1] * 9999 %}{% for i in range(9999) %}{% set t = s.count(2) %}{% endfor %}",
+        "{% set x = [[1] * 999] * 99 %}{% for i in range(9999) %}{% set t = x | tojson %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = range(99999) | sum %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = 'a' * 999999 * -9999999 %}{% set y = 'a' * 999999 %}{% endfor %}",
     ],
 )
 def test_a_template_that_would_take_all_time_or_memory_is_refused(source: str) -> None:
     with pytest.raises(BadRequest, match="chat template cannot render"):
         Template(source, bos_token="", eos_token="").render(list(SAID), now=CREATED)
+
+
+TWINS = (
+    "{% set a = namespace(x=1) %}{% set b = namespace(x=1) %}"
+    "{% for i in range(60) %}{% set a.x = NEST(a.x) %}{% set b.x = NEST(b.x) %}{% endfor %}"
+)
+"""Two values that hold 2 ** 60 others each, if one goes through all of them, and are equal."""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *("a.x == b.x", "a.x != b.x", "a.x < b.x", "a.x >= b.x", "1 < a.x <= b.x", "a.x in [b.x]", "a.x not in [b.x]"),
+        *("a.x is eq(b.x)", "[a.x] | select('eq', b.x) | list", "[{'k': a.x}] | selectattr('k', 'in', [b.x]) | list"),
+        *("[a.x, b.x] | sort", "[a.x, b.x] | unique | list", "[a.x, b.x] | max", "[[a.x], [b.x]] | map('first') | min"),
+        *(
+            "{'k': a.x, 'l': b.x} | dictsort(by='value')",
+            "[[a.x, 1], [b.x, 2]] | groupby(0)",
+            "[a.x] | sum(start=[b.x])",
+        ),
+        *("[a.x].index(b.x)", "(a.x, 1).count(b.x)", "{'k': a.x}.items() == {'k': b.x}.items()"),
+        *("b.x in {'k': a.x}.values()", "{a.x: 1}", "{}[a.x].y", "{}.get(a.x)", "dict([(a.x, 1)])", "a.x is filter"),
+        *(
+            "a.x is lower",
+            "a",
+            "a ~ ''",
+            "a | string",
+            "{'k': a.x}.values()",
+            "'x' | attr(a.x)",
+            "raise_exception(a.x)",
+        ),
+        *("'%s' % [a.x]", "'{}'.format(a.x)", "{'k': a.x} | xmlattr", "a.x | length == a.x | length and a.x == b.x"),
+    ],
+)
+def test_what_holds_itself_many_times_is_not_gone_through(use: str) -> None:
+    refuse_twins("[X, X]", f"{{% set found = {use} %}}{{{{ found }}}}")
+
+
+@pytest.mark.parametrize("nest", ["(X, X)", "{'k': X, 'l': X}", "[X, X] | batch(1) | list", "dict(k=X, l=X).items()"])
+def test_nor_is_it_when_it_is_nested_in_another_way(nest: str) -> None:
+    refuse_twins(nest, "{{ a.x == b.x }}")
+
+
+def test_nor_by_a_loop_that_looks_for_changes() -> None:
+    refuse_twins("[X, X]", "{% for x in [a.x, b.x] %}{{ loop.changed(x) }}{% endfor %}")
+
+
+def refuse_twins(nest: str, use: str) -> None:
+    made = TWINS.replace("NEST(a.x)", nest.replace("X", "a.x")).replace("NEST(b.x)", nest.replace("X", "b.x"))
+    with pytest.raises(BadRequest, match="chat template cannot render"):
+        Template(made + use, bos_token="", eos_token="").render(list(SAID), now=CREATED)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("messages[0] == messages[-1]", "messages[0] == messages[0]", "messages != [messages]", "1 < 2 < 3 <= 3"),
+        *(
+            "3 > 2 > 2",
+            "'user' in messages[0].role",
+            "'role' in messages[0]",
+            "messages[1] in messages",
+            "2 not in [2]",
+        ),
+        *("messages[0].role not in ['user', 'tool']", "messages | selectattr('role', 'eq', 'user') | list | length"),
+        *("messages[1:] == messages[1:2]", "'a' < 'b'", "(1, 2) < (1, 3)", "{'a': 1}.items() == {'a': 1}.items()"),
+        *("messages | map(attribute='role') | join('+')", "range(3) | list", "2 in range(3)", "{messages[0].role: 1}"),
+        *(
+            "messages | tojson(indent=2)",
+            "messages | tojson(separators=(',', ':'))",
+            "[3, 1] | sort | first",
+            "7 is odd",
+        ),
+        *(
+            "messages[0].role is lower",
+            "'trim' is filter",
+            "9 // 2 - 1 / 2",
+            "2.55 | round(1)",
+            "[1, 2] | sum",
+            "'9' | int",
+        ),
+        *(
+            "messages | reverse | map(attribute='content') | list",
+            "[1, 2, 3] | batch(2) | list",
+            "x is defined and x == 1",
+        ),
+    ],
+)
+def test_what_is_counted_is_computed_as_jinja_does_it(expression: str) -> None:
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    environment.policies["json.dumps_kwargs"] = {}
+    environment.filters["tojson"] = lambda value, **style: json.dumps(value, **style)
+    expected = environment.from_string(f"{{{{ {expression} }}}}").render(messages=SAID)
+    found = Template(f"{{{{ {expression} }}}}", bos_token="", eos_token="").render(SAID, now=CREATED)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["striptags", "urlize", "pprint"])
+def test_a_filter_that_takes_the_square_of_a_text_is_not_there(name: str) -> None:
+    with pytest.raises(jinja2.TemplateError, match=f"No filter named '{name}'"):
+        Template(f"{{{{ '<!---->' | {name} }}}}", bos_token="", eos_token="")
 
 
 def test_after_a_refusal_the_next_prompt_is_rendered_as_always() -> None:

@@ -36,7 +36,7 @@ def test_query_and_key_rows_are_put_back_in_order(path: Path) -> None:
     stored = tiny_gguf.tensors()["blk.1.attn_k.weight"]
     rows = [*range(0, 16, 2), *range(1, 16, 2)]
     order = [*rows, *(16 + row for row in rows)]
-    np.testing.assert_array_equal(checkpoint.weights.layer(1).key.weight, stored[order])
+    np.testing.assert_array_equal(checkpoint.weights.layer(1).key.read(), stored[order])
 
 
 def test_quantized_tensors_are_read_as_float(path: Path) -> None:
@@ -44,7 +44,7 @@ def test_quantized_tensors_are_read_as_float(path: Path) -> None:
     kind = library.GGMLQuantizationType.Q8_0
     packed = {"blk.0.ffn_up.weight": library.quantize(exact, kind)}
     tiny_gguf.write(path, arrays=packed, types={"blk.0.ffn_up.weight": kind})
-    read = gguf.read(path).weights.layer(0).up.weight
+    read = gguf.read(path).weights.layer(0).up.read()
     np.testing.assert_allclose(read, exact, atol=np.abs(exact).max() / 127)
     assert read.dtype == np.float32
 
@@ -53,7 +53,7 @@ def test_a_separate_lm_head_is_used(path: Path) -> None:
     head = np.ones((261, 64), np.float32)
     checkpoint = gguf.read(tiny_gguf.write(path, arrays={"output.weight": head}))
     assert not checkpoint.spec.tied_embeddings
-    np.testing.assert_array_equal(checkpoint.weights.lm_head(), head)
+    np.testing.assert_array_equal(checkpoint.weights.lm_head.read(), head)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_every_block_of_a_quantized_tensor_is_where_the_format_says(
 
 def test_integers_are_no_weights(path: Path) -> None:
     tiny_gguf.write(path, arrays={"extra": np.ones((1, 32), np.int8)})
-    with pytest.raises(UnsupportedModel, match=r"'extra' is stored in the type 24; supported: F32, F16"):
+    with pytest.raises(UnsupportedModel, match=r"'extra' is stored in the type I8; supported: F32, F16"):
         gguf.read(path)
 
 
@@ -180,6 +180,12 @@ def test_a_file_cut_short_is_refused_in_one_sentence(path: Path, share: float) -
     whole = tiny_gguf.write(path).read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UnreadableWeights, match=r"tiny\.gguf is not a GGUF file, or not all of one"):
+        gguf.read(path)
+
+
+def test_a_pointer_of_git_in_place_of_the_file_is_told_apart(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 253113024\n")
+    with pytest.raises(UnreadableWeights, match=r"tiny\.gguf only points to the file itself.*git lfs pull"):
         gguf.read(path)
 
 

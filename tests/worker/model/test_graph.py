@@ -18,18 +18,18 @@ PROMPT = [5, 81, 200, 17, 3, 99, 42]
 
 def written_out(spec: ModelSpec, weights: Weights, ids: list[int]) -> NDArray[np.float64]:
     """Logits at every position, [tokens, vocabulary]: no cache, no fused operator, float64."""
-    stream = weights.embedding()[ids].astype(np.float64)
+    stream = weights.embedding.read()[ids].astype(np.float64)
     for index in range(spec.layers):
         layer = weights.layer(index)
         hidden = _norm(stream, layer.attention_norm, spec)
-        query = _rotate(_heads(hidden @ layer.query.weight.T, spec.heads), layer.rotary)
-        key = _rotate(_heads(hidden @ layer.key.weight.T, spec.kv_heads), layer.rotary)
-        value = _heads(hidden @ layer.value.weight.T, spec.kv_heads)
-        stream = stream + _attend(query, key, value) @ layer.output.weight.T
+        query = _rotate(_heads(hidden @ layer.query.read().T, spec.heads), layer.rotary)
+        key = _rotate(_heads(hidden @ layer.key.read().T, spec.kv_heads), layer.rotary)
+        value = _heads(hidden @ layer.value.read().T, spec.kv_heads)
+        stream = stream + _attend(query, key, value) @ layer.output.read().T
         hidden = _norm(stream, layer.feed_forward_norm, spec)
-        gate = hidden @ layer.gate.weight.T
-        stream = stream + (gate / (1 + np.exp(-gate)) * (hidden @ layer.up.weight.T)) @ layer.down.weight.T
-    head = weights.embedding() if spec.tied_embeddings else weights.lm_head()
+        gate = hidden @ layer.gate.read().T
+        stream = stream + (gate / (1 + np.exp(-gate)) * (hidden @ layer.up.read().T)) @ layer.down.read().T
+    head = weights.embedding.read() if spec.tied_embeddings else weights.lm_head.read()
     logits: NDArray[np.float64] = _norm(stream, weights.final_norm(), spec) @ head.T
     return logits
 

@@ -52,7 +52,7 @@ def test_every_id_that_any_file_names_ends_an_answer(path: Path) -> None:
 def test_weights_are_read_in_the_usual_formats(path: Path, narrow: Any, tolerance: float) -> None:
     exact = tiny_folder.tensors()
     tiny_folder.write_safetensors(path / "model.safetensors", {name: narrow(array) for name, array in exact.items()})
-    read = hugging_face.read(path).weights.layer(1).query.weight
+    read = hugging_face.read(path).weights.layer(1).query.read()
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, exact[QUERY], rtol=tolerance, atol=1e-6 if tolerance else 0)
 
@@ -65,7 +65,7 @@ def test_weights_may_lie_in_several_files(path: Path) -> None:
         tiny_folder.write_safetensors(path / name, part)
     index = {tensor: name for name, part in parts.items() for tensor in part}
     tiny_folder.write_json(path / "model.safetensors.index.json", {"weight_map": index})
-    np.testing.assert_array_equal(hugging_face.read(path).weights.layer(1).query.weight, dict(arrays)[QUERY])
+    np.testing.assert_array_equal(hugging_face.read(path).weights.layer(1).query.read(), dict(arrays)[QUERY])
     (path / "model-2-of-2.safetensors").unlink()
     with pytest.raises(UnreadableWeights, match=r"model-2-of-2\.safetensors cannot be read: No such file"):
         hugging_face.read(path)
@@ -83,7 +83,7 @@ def test_a_separate_lm_head_is_used(path: Path) -> None:
     tiny_folder.write_safetensors(path / "model.safetensors", tiny_folder.tensors() | {"lm_head.weight": head})
     checkpoint = hugging_face.read(path)
     assert not checkpoint.spec.tied_embeddings
-    np.testing.assert_array_equal(checkpoint.weights.lm_head(), head)
+    np.testing.assert_array_equal(checkpoint.weights.lm_head.read(), head)
 
 
 def test_a_second_copy_of_a_tied_embedding_is_left_out(path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_text_half_of_a_model_that_sees_is_read(tmp_path: Path, prefix: str)
     seeing = {"vision_tower.patch.weight": np.ones((2, 2), np.float32)}
     path = tiny_folder.write(tmp_path / "seeing", arrays=arrays | seeing)
     tiny_folder.write_json(path / "config.json", told)
-    np.testing.assert_array_equal(hugging_face.read(path).weights.layer(1).query.weight, tiny_folder.tensors()[QUERY])
+    np.testing.assert_array_equal(hugging_face.read(path).weights.layer(1).query.read(), tiny_folder.tensors()[QUERY])
 
 
 def test_a_template_is_found_wherever_it_was_kept(path: Path) -> None:
@@ -275,4 +275,16 @@ def test_no_header_does_worse_than_to_be_refused(path: Path, data: st.DataObject
 def test_integers_are_no_weights(path: Path) -> None:
     tiny_folder.write_safetensors(path / "model.safetensors", {"model.norm.weight": np.ones(64, np.int64)})
     with pytest.raises(UnsupportedModel, match=r"stored as I64; supported: F32, F16, BF16"):
+        hugging_face.read(path)
+
+
+def test_a_pointer_of_git_in_place_of_weights_is_told_apart(path: Path) -> None:
+    (path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(UnreadableWeights, match=r"model\.safetensors only points to the file itself.*git lfs pull"):
+        hugging_face.read(path)
+
+
+def test_a_tokenizer_of_the_older_kind_is_told_how_to_be_turned_into_one(path: Path) -> None:
+    (path / "tokenizer.json").rename(path / "tokenizer.model")
+    with pytest.raises(UnreadableWeights, match=r"has tokenizer\.model but no tokenizer\.json; make one of it with"):
         hugging_face.read(path)

