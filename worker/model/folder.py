@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import block_graph, graph, paged_graph, ready_weights, tokenizer, trial
+from worker.model import block_graph, cache_scales, graph, paged_graph, ready_weights, tokenizer, trial
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
@@ -19,6 +19,7 @@ from worker.model.precision import Precision
 from worker.model.ready_graph import ReadyGraph
 from worker.model.spec import ModelSpec
 from worker.model.tokenizer import Tokenizer
+from worker.model.weights import Weights
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 TEMPLATE_NAME: Final = "chat_template.jinja"
@@ -119,11 +120,21 @@ def _write_graph(path: Path, checkpoint: Checkpoint, precision: Precision) -> No
         trial.check(path / GRAPH_NAME, spec, precision)
     elif precision is Precision.INT8:
         block_graph.write(spec, weights, path)
-    elif precision in (Precision.BF16, Precision.BF16_FP8):
-        kept = CacheFormat.FULL if precision is Precision.BF16 else CacheFormat.FP8
-        paged_graph.write(spec, weights, precision, path, PagedCache(kept))
+    elif precision in (Precision.BF16, Precision.BF16_FP8, Precision.BF16_INT8):
+        paged_graph.write(spec, weights, precision, path, _paged_cache(checkpoint, weights, precision))
     else:
         graph.write(spec, weights, precision, path)
+
+
+def _paged_cache(checkpoint: Checkpoint, weights: Weights, precision: Precision) -> PagedCache:
+    match precision:
+        case Precision.BF16_FP8:
+            return PagedCache(CacheFormat.FP8)
+        case Precision.BF16_INT8:
+            text = cache_scales.calibration(checkpoint.tokenizer, checkpoint.spec)
+            return PagedCache(CacheFormat.INT8, cache_scales.measure(checkpoint.spec, weights, text))
+        case _:
+            return PagedCache()
 
 
 def open_model(path: Path) -> ModelFolder:

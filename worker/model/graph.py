@@ -59,14 +59,15 @@ class Decoder:
         embedding = self.table("embedding.weight", weights.embedding)
         stream = Stream(self.file.node("Gather", [embedding, "input_ids"], "embedding.output"), delta=None)
         for index in range(self.spec.layers):
-            stream = self._layer(index, weights.layer(index), stream)
+            stream = self.layer(index, weights.layer(index), stream)
         hidden, _ = self._norm("final_norm", weights.final_norm(), stream)
         if self.spec.tied_embeddings:
             self._logits(hidden, embedding)
         else:
             self._logits(hidden, self.table("lm_head.weight", weights.lm_head))
 
-    def _layer(self, index: int, layer: LayerWeights, stream: Stream) -> Stream:
+    def layer(self, index: int, layer: LayerWeights, stream: Stream) -> Stream:
+        """One layer; from the last one on, only the rows that want logits."""
         place = f"layers.{index}"
         hidden, total = self._norm(f"{place}.attention_norm", layer.attention_norm, stream)
         attended = self.attention(index, hidden, layer)
