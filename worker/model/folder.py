@@ -117,7 +117,10 @@ def _write_graph(path: Path, checkpoint: Checkpoint, precision: Precision) -> No
     spec, weights = checkpoint.spec, checkpoint.weights
     if isinstance(weights, ReadyGraph):
         ready_weights.write(weights.model, weights.path.parent, path)
-        trial.check(path / GRAPH_NAME, spec, precision)
+        if weights.is_paged:
+            trial.check_types(path / GRAPH_NAME)
+        else:
+            trial.check(path / GRAPH_NAME, spec, precision)
     elif precision is Precision.INT8:
         block_graph.write(spec, weights, path)
     elif precision in (Precision.BF16, Precision.BF16_FP8, Precision.BF16_INT8):
