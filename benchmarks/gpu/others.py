@@ -1,6 +1,8 @@
-"""Part `peers`: the same sets through transformers' continuous batching and vLLM, whichever is installed.
+"""Part `peers`: the same sets through transformers' continuous batching, vLLM and onnxruntime-genai's engine, whichever
+is installed.
 
-Written from their documentation (transformers 5.17, vLLM 0.17); where they are not as it says, their failure is told.
+Written from their documentation (transformers 5.17, vLLM 0.17, onnxruntime-genai 0.18); where they are not as it says,
+their failure is told.
 """
 
 import importlib.util
@@ -9,8 +11,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
+from benchmarks.gpu import genai
 from benchmarks.gpu.exactness import torch_model
 from benchmarks.gpu.given import Given
 from benchmarks.gpu.sets import SETS, TINY, PromptSet
@@ -23,8 +26,7 @@ Answer = Callable[[list[list[int]], int], int]
 def measure(given: Given) -> dict[str, Any]:
     """Of each engine, each set as far as the time allows; a smaller set first shows whether it runs at all."""
     found: dict[str, Any] = {}
-    makers: Mapping[str, Callable[[Given], Answer]] = {"transformers": _transformers, "vllm": _vllm}
-    for name, make in makers.items():
+    for name, make in _MAKERS.items():
         if importlib.util.find_spec(name) is None:
             found[name] = {"failure": "not installed"}
             continue
@@ -101,3 +103,11 @@ def _vllm(given: Given) -> Answer:
         return sum(len(output.outputs[0].token_ids) for output in outputs)
 
     return answer
+
+
+_MAKERS: Final[Mapping[str, Callable[[Given], Answer]]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "onnxruntime_genai": genai.open_engine,
+}
+"""By the name of the package."""

@@ -14,16 +14,19 @@ def tables(results: Results) -> str:
         if "failure" in result:
             lines += [f"failed: {result['failure']}", ""]
         else:
-            lines += [*_of_part(part, result["found"]), ""]
+            lines += [*_of_part(part, result["found"], results), ""]
     return "\n".join(lines)
 
 
-def _of_part(part: str, found: Mapping[str, Any]) -> Iterator[str]:
-    match part.split(" ")[0]:
+def _of_part(part: str, found: Mapping[str, Any], results: Results) -> Iterator[str]:
+    kind, _, shape = part.partition(" ")
+    match kind:
         case "decode" | "prefill":
             yield from _steps(found)
         case "engine":
             yield from _engine(found)
+        case "peers":
+            yield from _peers(found, results.get(f"engine {shape}", {}).get("found", {}))
         case _:
             for name, value in found.items():
                 yield f"- {name}: {value}"
@@ -57,3 +60,17 @@ def _engine(found: Mapping[str, Any]) -> Iterator[str]:
             f"| {name} | {one['output_tokens_a_second']:,.0f} | {one['tokens_a_second']:,.0f} | {computed:.0%} "
             f"| {one['outside_runner_ms_a_step']:.2f} ms | {share} |"
         )
+
+
+def _peers(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+    """Output tokens a second, and how many times as many ours are."""
+    yield "| engine | set | requests | output tokens a second | Gristmill to it |"
+    yield "|---|---|---|---|---|"
+    for name, sets in found.items():
+        if "failure" in sets:
+            yield f"| {name} | {sets['failure']} | | | |"
+            continue
+        for prompts, one in sets.items():
+            rate = one["output_tokens_a_second"]
+            ratio = f"{ours[prompts]['output_tokens_a_second'] / rate:.1f}x" if prompts in ours else ""
+            yield f"| {name} | {prompts} | {one['requests']} | {rate:,.0f} | {ratio} |"
