@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import block_graph, cache_scales, graph, paged_graph, ready_weights, tokenizer, trial
+from worker.model import block_graph, cache_scales, graph, paged_graph, ready_weights, taken, tokenizer, trial
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
@@ -91,7 +91,7 @@ def write(
     _write_graph(path, checkpoint, precision)
     (path / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(), "utf-8")
     (path / TEMPLATE_NAME).write_text(checkpoint.chat_template, "utf-8")
-    names = [GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME]
+    names = [GRAPH_NAME, WEIGHTS_NAME, *taken.names_in(path), TOKENIZER_NAME, TEMPLATE_NAME]
     if checkpoint.tool_template is not None:
         (path / TOOL_TEMPLATE_NAME).write_text(checkpoint.tool_template, "utf-8")
         names.append(TOOL_TEMPLATE_NAME)

@@ -125,10 +125,16 @@ class _PagedDecoder(Decoder):
         return self.linear(f"{place}.down", gated, layer.down)
 
     def linear(self, place: str, value: str, layer: Linear) -> str:
-        inputs = [value, self.weight(f"{place}.weight", layer.read())]
+        inputs = [value, self._as_it_lies(f"{place}.weight", layer)]
         if layer.bias is not None:
             inputs.append(self.weight(f"{place}.bias", layer.bias))
         return self.file.node("Gemm", inputs, place, transB=1)
+
+    def _as_it_lies(self, name: str, layer: Linear) -> str:
+        dtype = np.dtype(self.precision.dtype)
+        if layer.place is None or layer.place.element != dtype:
+            return self.weight(name, layer.read())
+        return self.file.placed(name, layer.place, lambda: [layer.read().astype(dtype)])
 
     def rows(self, place: str, value: str) -> str:
         return self.file.node("Gather", [value, "logits_indices"], place, axis=0)

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -18,6 +17,7 @@ from worker.engine.paged import attention
 from worker.engine.paged.attention import Attributes, Cache, Packing, Turning
 from worker.engine.paged.packing import PackedRun
 from worker.engine.softmax import Ids, Logits
+from worker.model import onnx_file
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
@@ -60,7 +60,7 @@ class CpuPagedSession:
     """The methods are those of `PagedSession`. Only for graphs in float32 or float16."""
 
     def __init__(self, path: Path, pages: int, page_tokens: int, threads: int = 1) -> None:
-        model = onnx.load(path)
+        model = onnx_file.load(path)
         self._attentions: list[_Attention] = []
         self._steps = list(self._cut(model, pages, page_tokens, threads))
         self._logits: Logits = np.zeros((0, 0), np.float32)
