@@ -13,7 +13,7 @@ from worker.engine import session as sessions
 from worker.engine.blocks import KINDS, BlockLayout, Blocks, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
 from worker.engine.softmax import Logits
-from worker.model.block_graph import STAGES
+from worker.model.block_ports import STAGES
 
 Inputs = dict[str, npt.NDArray[Any]]
 """Of the graph, by name."""

@@ -16,7 +16,7 @@ from worker.engine.session import has_cuda, open_session
 from worker.engine.settings import Device, EngineSettings
 from worker.engine.slot_runner import SlotRunner, cache_element
 from worker.engine.slots import CudaSlots, HostSlots, Layout
-from worker.model.block_graph import BLOCK, STAGES
+from worker.model.block_ports import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.paged_graph import is_paged
 from worker.model.precision import Precision
