@@ -1,8 +1,13 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from tests.worker.engine.paged.fake_cuda import FakeCuda
 from worker.engine import OutOfSlots
-from worker.engine.slots import HostSlots, Layout
+from worker.engine.errors import OutOfMemory
+from worker.engine.paged.cuda_memory import CudaMemory
+from worker.engine.slots import DeviceSlots, HostSlots, Layout, Slots
 
 LAYOUT = Layout(layers=3, kv_heads=2, head_size=4, length=10, element=np.dtype(np.float32))
 
@@ -19,8 +24,16 @@ def test_memory_for_less_than_one_slot_is_refused_with_numbers() -> None:
     assert (refusal.value.slot_bytes, refusal.value.kv_bytes_max) == (1920, 1919)
 
 
-def test_a_copy_takes_the_first_positions_of_every_head_and_layer_and_nothing_else() -> None:
-    slots = HostSlots(LAYOUT, count=4)
+def on_a_device() -> DeviceSlots:
+    """A card that is played, in this machine's memory."""
+    return DeviceSlots(LAYOUT, 4, CudaMemory(0, FakeCuda()))
+
+
+@pytest.mark.parametrize("open_slots", [lambda: HostSlots(LAYOUT, count=4), on_a_device], ids=["host", "device"])
+def test_a_copy_takes_the_first_positions_of_every_head_and_layer_and_nothing_else(
+    open_slots: Callable[[], Slots],
+) -> None:
+    slots = open_slots()
     arrays = [np.ctypeslib.as_array(_pointer(address), (4, 2, 10, 4)) for address in slots.addresses]
     for index, array in enumerate(arrays):
         array[:] = np.arange(array.size, dtype=np.float32).reshape(array.shape) + 1000 * index
@@ -30,6 +43,17 @@ def test_a_copy_takes_the_first_positions_of_every_head_and_layer_and_nothing_el
         assert np.array_equal(array[0, :, :7], was[2, :, :7])
         assert np.array_equal(array[0, :, 7:], was[0, :, 7:])
         assert np.array_equal(array[1:], was[1:])
+    slots.close()
+
+
+def test_a_device_gives_as_much_as_is_asked_for_and_gets_it_back() -> None:
+    cuda = FakeCuda(free_bytes=LAYOUT.slot_bytes * 4)
+    slots = DeviceSlots(LAYOUT, 4, CudaMemory(0, cuda))
+    assert cuda.free_bytes == 0
+    with pytest.raises(OutOfMemory):
+        DeviceSlots(LAYOUT, 1, CudaMemory(0, cuda))
+    slots.close()
+    assert not cuda.blocks
 
 
 def _pointer(address: int):  # type: ignore[no-untyped-def]
