@@ -28,6 +28,20 @@ def _decode(given: Given) -> dict[str, Any]:
     return steps.measure_decode(given)
 
 
+def _decode_int8(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import steps
+    from worker.model.paged_graph import CacheFormat
+
+    return steps.measure_decode(given, CacheFormat.INT8)
+
+
+def _decode_fp8(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import steps
+    from worker.model.paged_graph import CacheFormat
+
+    return steps.measure_decode(given, CacheFormat.FP8)
+
+
 def _prefill(given: Given) -> dict[str, Any]:
     from benchmarks.gpu import steps
 
@@ -53,6 +67,8 @@ PARTS: Final[Mapping[str, Callable[[Given], dict[str, Any]]]] = {
     "prefill": _prefill,
     "engine": _engine,
     "peers": _peers,
+    "decode-int8": _decode_int8,
+    "decode-fp8": _decode_fp8,
 }
 
 

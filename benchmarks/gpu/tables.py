@@ -21,7 +21,7 @@ def tables(results: Results) -> str:
 def _of_part(part: str, found: Mapping[str, Any], results: Results) -> Iterator[str]:
     kind, _, shape = part.partition(" ")
     match kind:
-        case "decode" | "prefill":
+        case "decode" | "decode-int8" | "decode-fp8" | "prefill":
             yield from _steps(found)
         case "engine":
             yield from _engine(found)
