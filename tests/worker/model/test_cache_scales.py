@@ -53,6 +53,15 @@ def test_a_channel_that_is_larger_than_others_has_a_scale_of_its_own() -> None:
     assert after[1, 0, 5] == pytest.approx(max(before[1, 0, 5], 0.02 * after[0, 0, 5]), rel=1e-4)
 
 
+def test_scales_of_keys_are_those_of_any_position() -> None:
+    """In the first layer, which has seen no other token, the order of a text changes nothing but positions."""
+    checkpoint = tiny_model.checkpoint()
+    text = cache_scales.calibration(checkpoint.tokenizer, checkpoint.spec)
+    found, again = (cache_scales.measure(checkpoint.spec, checkpoint.weights, ids)[0] for ids in (text, text[:, ::-1]))
+    np.testing.assert_allclose(found.key, again.key, rtol=1e-4)
+    np.testing.assert_allclose(found.value, again.value, rtol=1e-4)
+
+
 def test_a_model_is_stored_with_them(tmp_path: Path) -> None:
     added = tiny_model.write(tmp_path / "tiny", precision=Precision.BF16_INT8)
     graph = onnx.load(added.graph_path, load_external_data=False).graph

@@ -122,8 +122,9 @@ def test_a_source_that_is_changed_in_place_is_damage(source: Path) -> None:
         ("bf16", lambda _: None),
         ("fp32", _narrow),
         ("int8", lambda arrays: arrays),
+        ("fp32", lambda _: None),
     ],
-    ids=["of another type", "widened", "turned"],
+    ids=["of another type", "widened", "turned", "transposed but for the embedding"],
 )
 def test_a_checkpoint_of_which_little_stays_as_it_is_is_not_taken(
     precision: str, change: Callable[[tiny_folder.Arrays], tiny_folder.Arrays | None], tmp_path: Path
