@@ -25,8 +25,8 @@ def _of_part(part: str, found: Mapping[str, Any], results: Results) -> Iterator[
             yield from _steps(found)
         case "engine":
             yield from _engine(found)
-        case "peers":
-            yield from _peers(found, results.get(f"engine {shape}", {}).get("found", {}))
+        case "transformers" | "vllm" | "genai":
+            yield from _peer(found, results.get(f"engine {shape}", {}).get("found", {}))
         case _:
             for name, value in found.items():
                 yield f"- {name}: {value}"
@@ -62,15 +62,11 @@ def _engine(found: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _peers(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+def _peer(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
     """Output tokens a second, and how many times as many ours are."""
-    yield "| engine | set | requests | output tokens a second | Gristmill to it |"
-    yield "|---|---|---|---|---|"
-    for name, sets in found.items():
-        if "failure" in sets:
-            yield f"| {name} | {sets['failure']} | | | |"
-            continue
-        for prompts, one in sets.items():
-            rate = one["output_tokens_a_second"]
-            ratio = f"{ours[prompts]['output_tokens_a_second'] / rate:.1f}x" if prompts in ours else ""
-            yield f"| {name} | {prompts} | {one['requests']} | {rate:,.0f} | {ratio} |"
+    yield "| set | requests | output tokens a second | Gristmill to it |"
+    yield "|---|---|---|---|"
+    for prompts, one in found.items():
+        rate = one["output_tokens_a_second"]
+        ratio = f"{ours[prompts]['output_tokens_a_second'] / rate:.1f}x" if prompts in ours else ""
+        yield f"| {prompts} | {one['requests']} | {rate:,.0f} | {ratio} |"

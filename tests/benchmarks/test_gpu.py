@@ -127,9 +127,9 @@ def test_others_are_held_against_our_engine_on_the_same_set() -> None:
     ours = {"20 in": {"output_tokens_a_second": 60.0, "tokens_a_second": 1, "prompt_tokens_computed": 1}}
     ours["20 in"] |= {"prompt_tokens": 1, "outside_runner_ms_a_step": 0}
     theirs = {"20 in": {"requests": 6, "output_tokens_a_second": 20.0}}
-    text = tables({"engine 8b": {"found": ours}, "peers 8b": {"found": {"a": theirs, "b": {"failure": "no card"}}}})
-    assert "| a | 20 in | 6 | 20 | 3.0x |" in text
-    assert "| b | no card | | | |" in text
+    text = tables({"engine 8b": {"found": ours}, "vllm 8b": {"found": theirs}, "vllm 1.5b": {"found": theirs}})
+    assert "| 20 in | 6 | 20 | 3.0x |" in text
+    assert "| 20 in | 6 | 20 |  |" in text
 
 
 def test_a_failure_is_a_line_in_the_table() -> None:

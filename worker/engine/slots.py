@@ -95,9 +95,9 @@ class DeviceSlots:
         layout = self.layout
         position_bytes = layout.head_size * layout.element.itemsize
         sizes = length * position_bytes, layout.length * position_bytes, layout.kv_heads
+        ours, theirs = (slot * layout.slot_bytes_per_array for slot in (target, source))
         for address in self.addresses:
-            places = (address + slot * layout.slot_bytes_per_array for slot in (target, source))
-            self._memory.copy_planes(*places, *sizes)
+            self._memory.copy_planes(address + ours, address + theirs, *sizes)
 
     def close(self) -> None:
         self._memory.close()
