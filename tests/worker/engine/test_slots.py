@@ -24,21 +24,28 @@ def test_memory_for_less_than_one_slot_is_refused_with_numbers() -> None:
     assert (refusal.value.slot_bytes, refusal.value.kv_bytes_max) == (1920, 1919)
 
 
-def on_a_device() -> DeviceSlots:
-    """A card that is played, in this machine's memory."""
-    return DeviceSlots(LAYOUT, 4, CudaMemory(0, FakeCuda()))
+def on_the_host() -> tuple[Slots, Callable[[], None]]:
+    return HostSlots(LAYOUT, count=4), lambda: None
 
 
-@pytest.mark.parametrize("open_slots", [lambda: HostSlots(LAYOUT, count=4), on_a_device], ids=["host", "device"])
+def on_a_device() -> tuple[Slots, Callable[[], None]]:
+    """A card that is played, in this machine's memory; and what waits for it."""
+    memory = CudaMemory(0, FakeCuda())
+    return DeviceSlots(LAYOUT, 4, memory), memory.wait
+
+
+@pytest.mark.parametrize("open_slots", [on_the_host, on_a_device])
 def test_a_copy_takes_the_first_positions_of_every_head_and_layer_and_nothing_else(
-    open_slots: Callable[[], Slots],
+    open_slots: Callable[[], tuple[Slots, Callable[[], None]]],
 ) -> None:
-    slots = open_slots()
+    slots, wait = open_slots()
+    wait()
     arrays = [np.ctypeslib.as_array(_pointer(address), (4, 2, 10, 4)) for address in slots.addresses]
     for index, array in enumerate(arrays):
         array[:] = np.arange(array.size, dtype=np.float32).reshape(array.shape) + 1000 * index
     before = [array.copy() for array in arrays]
     slots.copy(source=2, target=0, length=7)
+    wait()
     for array, was in zip(arrays, before, strict=True):
         assert np.array_equal(array[0, :, :7], was[2, :, :7])
         assert np.array_equal(array[0, :, 7:], was[0, :, 7:])
