@@ -14,7 +14,7 @@ from worker.engine.block_places import Inputs, Places, places_of
 from worker.engine.blocks import KINDS, BlockLayout, Blocks, Floats, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
 from worker.engine.softmax import Logits
-from worker.model.block_graph import STAGES
+from worker.model.block_ports import STAGES
 
 LIFTED_MIN: Final = 8
 """The fewest tokens ahead of a step that are worth a lift: `docs/performance.md`."""

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from worker.engine import session as sessions
 from worker.engine.errors import OutOfBlocks
 from worker.engine.runner import Span
-from worker.engine.slots import CudaSlots, Slots
+from worker.engine.slots import Slots
 from worker.engine.softmax import Logits
 
 _BINDINGS_MAX = 256
@@ -48,7 +48,6 @@ class SlotRunner:
         self._session = session
         self._slots = slots
         self._lengths: list[int] = []
-        self._device = "cuda" if isinstance(slots, CudaSlots) else "cpu"
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._logits = np.empty((slots.count, vocabulary), np.float32)
 
@@ -104,7 +103,8 @@ class SlotRunner:
 
     def close(self) -> None:
         self._bindings.clear()
-        del self._session, self._slots
+        del self._session
+        self._slots.close()
 
     def _prompt(self, span: Span) -> _Inputs:
         count = len(span.token_ids)
@@ -141,8 +141,8 @@ class SlotRunner:
                 layout.shape(count),
                 address + first_slot * layout.slot_bytes_per_array,
             )
-            binding.bind_input(f"past_key_values.{layer}.{kind}", self._device, 0, *place)
-            binding.bind_output(f"present.{layer}.{kind}", self._device, 0, *place)
+            binding.bind_input(f"past_key_values.{layer}.{kind}", self._slots.device, 0, *place)
+            binding.bind_output(f"present.{layer}.{kind}", self._slots.device, 0, *place)
         self._bindings[first_slot, count] = binding
         return binding
 

@@ -20,7 +20,7 @@ from worker.engine.sampling import Sampling
 from worker.engine.scheduler import WORTH_WAITING_TOKENS
 from worker.engine.settings import EngineSettings
 from worker.engine.softmax import Logits
-from worker.model.block_graph import BLOCK, STAGES
+from worker.model.block_ports import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
 

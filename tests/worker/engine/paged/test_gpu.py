@@ -184,6 +184,17 @@ def test_a_model_that_can_do_without_a_gpu_uses_the_cpu_only_if_that_is_allowed(
         assert engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
 
 
+def test_why_a_model_runs_on_the_cpu_is_told_once(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    caplog.set_level("INFO")
+    with load(tiny_model.write(tmp_path / "tiny"), EngineSettings(threads=1, context_tokens_max=64)) as engine:
+        engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
+    [told] = [record for record in caplog.records if record.message == "model runs on the CPU"]
+    assert "for CPUs only; replace it with: pip install 'gristmill[gpu]'" in vars(told)["reason"]
+
+
 def test_the_memory_of_a_card_is_copied_within_and_both_ways() -> None:
     cuda = FakeCuda()
     memory = CudaMemory(0, cuda)

@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from time import perf_counter
@@ -86,6 +86,8 @@ class Case:
     turns: bool = True
     norms: bool = False
     context: int = 1024
+    by_channel: bool = False
+    """A scale for each channel of each head, not one for all."""
 
     @property
     def tolerance(self) -> float:
@@ -105,6 +107,7 @@ CASES = {
     "a softcap": Case(Attributes(**GROUPED, softcap=20.0), 128, 128),
     "heads of 256": Case(Attributes(**GROUPED), 256, 128),
     "int8": Case(Attributes(**GROUPED), 128, 128, BFLOAT16, INT8),
+    "int8, a scale a channel": Case(Attributes(**GROUPED), 128, 128, BFLOAT16, INT8, by_channel=True),
     "fp8": Case(Attributes(**GROUPED), 128, 128, BFLOAT16, FLOAT8),
     "small pages": Case(Attributes(**GROUPED), 128, 16),
 }
@@ -140,6 +143,9 @@ class _Node:
         wanted = (["cos", "sin"] if case.turns else []) + (["query_norm", "key_norm"] if case.norms else [])
         self.constants = {name: made[name].astype(case.element) for name in wanted}
         self.scale = np.array([0.03], np.float32) if case.cache in (INT8, FLOAT8) else None
+        if case.by_channel:
+            channels = case.attributes.kv_heads, 1, case.head_size
+            self.scale = np.linspace(0.03, 0.04, int(np.prod(channels)), dtype=np.float32).reshape(channels)
         self.sessions = {told: self._open(told) for told in (True, False)}
 
     def errors(self, sequences: list[tuple[int, int]], seed: int) -> list[tuple[float, float]]:
@@ -194,7 +200,8 @@ class _Node:
         options: dict[str, Any] = {"num_heads": one.heads, "kv_num_heads": one.kv_heads, "do_rotary": int(case.turns)}
         options |= {"softcap": one.softcap, "qk_norm_epsilon": one.norm_epsilon}
         options |= {"local_window_size": one.window} if one.window else {}
-        options |= {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"} if scale else {}
+        kind_of_scale = "PER_CHANNEL" if case.by_channel else "PER_TENSOR"
+        options |= {"k_quant_type": kind_of_scale, "v_quant_type": kind_of_scale} if scale else {}
         outputs = ["mixed", "key_out", "value_out"]
         node = helper.make_node("PagedAttention", inputs, outputs, domain="com.microsoft", **options)
         graph = helper.make_graph(
@@ -245,7 +252,7 @@ class _Node:
         return mixed, stored
 
 
-@pytest.fixture(scope="module", params=[Precision.BF16, Precision.BF16_FP8])
+@pytest.fixture(scope="module", params=[Precision.BF16, Precision.BF16_FP8, Precision.BF16_INT8])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_model.write(tmp_path_factory.mktemp("card") / "paged", spec=SPEC, precision=request.param)
 
@@ -279,6 +286,28 @@ def test_logits_are_those_of_float32_within_the_rounding_of_bf16(model: Any, on_
                     assert runner.place(place, len(ids)) == on_cpu.place(place, len(ids))
     finally:
         runner.close()
+
+
+def test_slots_on_the_card_give_what_slots_on_the_cpu_give(tmp_path: Path) -> None:
+    model = tiny_model.write(tmp_path / "slots", spec=SPEC, precision=Precision.FP16)
+    runners = [open_runner(model, replace(KNOBS, device=device)) for device in (Device.CUDA, Device.CPU)]
+    random = np.random.default_rng(6)
+    for length in (1, 200, 37):
+        ids = random.integers(0, 259, length)
+        assert _error(*(_host(one.step([Span(0, 0, ids, ends_prompt=True)], [])) for one in runners)) < 0.02
+        assert len({one.place(0, length) for one in runners}) == 1
+    for step in range(5):
+        assert _error(*(_host(one.step([], [step, 9, 70])) for one in runners)) < 0.02
+    for one in runners:
+        one.remove(0)
+        one.copy(0, 1, 37)
+    assert _error(*(_host(one.step([Span(1, 37, np.arange(5), ends_prompt=True)], [1, 2])) for one in runners)) < 0.02
+    for one in runners:
+        one.close()
+
+
+def _error(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def test_captured_runs_give_what_runs_that_are_not_captured_give(model: Any) -> None:
