@@ -47,6 +47,9 @@ class Client:
         )
         self._seen = seen
 
+    def close(self) -> None:
+        self._http.close()
+
     def order_until(self, end: Event, seed: int) -> None:
         """One batch after another."""
         chance, number = random.Random(seed), 0

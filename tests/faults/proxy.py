@@ -11,6 +11,7 @@ from pathlib import Path
 from gristmill.embedded.postgres import SOCKET
 
 BLOCK = 1 << 16
+FATAL = {1, 3}
 
 
 class Network:
@@ -51,15 +52,15 @@ class Network:
         self.heal()
 
     def cut_after(self, words: bytes) -> None:
-        """From now on a connection breaks once the server has done what these words ask: the first time, the third and
-        so on. Whoever asked never hears that it was done.
+        """Break a connection once the server has done what these words ask, the first time and the third: who asked
+        never hears that it was done.
         """
         self._fatal = words
 
     @property
     def cuts(self) -> int:
         """How many connections broke at those words."""
-        return (self._met + 1) // 2
+        return len(FATAL & set(range(1, self._met + 1)))
 
     def close(self) -> None:
         """End it, with all connections."""
@@ -116,7 +117,7 @@ class Network:
             return False
         with self._lock:
             self._met += 1
-            return self._met % 2 == 1
+            return self._met in FATAL
 
 
 def _shut(line: socket.socket) -> None:

@@ -1,5 +1,6 @@
 """Only the database's clock decides, and not even that one where it leaps."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def test_processes_whose_clocks_leap_lose_and_expire_nothing(system: System) -> 
     system.until(system.is_served)
     key = database.run(system.ledger, lambda c: keys.create(c, name="faults", lifetime_seconds=LEAP_SECONDS // 2))
     seen = Seen()
-    made = Client(system.socket, key, seen).begin("r", 160)
+    with contextlib.closing(Client(system.socket, key, seen)) as client:
+        made = client.begin("r", 160)
     batch = database.run(system.ledger, lambda c: batches.get(c, keys.DEFAULT_PROJECT, made["id"]))
     with system.ledger.begin() as connection:
         connection.execute(text("UPDATE batch SET expires_at = now() + interval '300 s'"))

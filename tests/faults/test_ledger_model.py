@@ -165,7 +165,7 @@ def test_no_order_of_steps_breaks_a_promise(ledger: Engine) -> None:
 FENCE = "AND epoch = %(epoch)s AND owner = %(owner)s AND state = 'leased'"
 FENCE_AGAIN = "AND c.epoch = %(epoch)s AND c.owner = %(owner)s AND c.state = 'leased'"
 NO_FENCE = "AND CAST(%(epoch)s AS int) > 0 AND CAST(%(owner)s AS uuid) IS NOT NULL"
-FLUSH, RELEASE, CLAIM = "INSERT INTO result", "UPDATE chunk SET state = 'ready'", "SET state = 'leased'"
+FLUSH, RELEASE = "INSERT INTO result", "UPDATE chunk SET state = 'ready'"
 SEAL, CLOSE = "UPDATE chunk SET state = 'void'", "outcome = 'completed'"
 # What of which statement is replaced by what.
 BROKEN: dict[str, list[tuple[str, str, str]]] = {
@@ -178,10 +178,10 @@ BROKEN: dict[str, list[tuple[str, str, str]]] = {
         (FLUSH, FENCE, "AND epoch = %(epoch)s AND CAST(%(owner)s AS uuid) IS NOT NULL"),
         (FLUSH, FENCE_AGAIN, "AND c.epoch = %(epoch)s"),
     ],
-    "a claim that does not ask the state": [(CLAIM, "AND c.state = 'ready' AND", "AND")],
     "a release without its fence": [(RELEASE, FENCE, NO_FENCE)],
     "a seal that forgets what is leased": [(SEAL, "state IN ('ready', 'leased')", "state = 'ready'")],
-    "an end that does not wait for what is leased": [
+    "an end that waits for nothing": [
+        (CLOSE, "AND NOT EXISTS (SELECT 1 FROM chunk WHERE batch_id = %(id)s AND state = 'ready')", ""),
         (CLOSE, "AND NOT EXISTS (SELECT 1 FROM chunk WHERE batch_id = %(id)s AND state = 'leased')", ""),
     ],
 }  # fmt: skip

@@ -57,6 +57,7 @@ class Tenant:
             self.seen.accuse(f"{self.project} is shown batches that are not its own, or not all of them")
         for batch_id, name in self.made.items():
             self.client.see_to_its_end(name, LINES_EACH, {"id": batch_id, "status": "validating"})
+        self.client.close()
 
 
 def test_the_batches_of_several_projects_at_once_come_back_whole_each_to_its_own(system: System) -> None:

@@ -49,7 +49,8 @@ def test_a_server_that_is_killed_again_and_again_costs_nothing(
     system.until(system.is_served)
     key = database.run(system.ledger, lambda c: keys.create(c, name="faults"))
     seen, is_over = Seen(), threading.Event()
-    caller = threading.Thread(target=Client(system.socket, key, seen).order_until, args=(is_over, 1), daemon=True)
+    client = Client(system.socket, key, seen)
+    caller = threading.Thread(target=client.order_until, args=(is_over, 1), daemon=True)
     caller.start()
     for kill in range(1, KILLS[server] + 1):
         system.until(lambda: answered(system.ledger) > 0)
@@ -64,6 +65,7 @@ def test_a_server_that_is_killed_again_and_again_costs_nothing(
         assert all(process.is_alive() for process in system.processes), f"after kill {kill}"
     is_over.set()
     caller.join(system.deadline_seconds)
+    client.close()
     assert (caller.is_alive(), seen.broken) == (False, [])
     ended = system.until_ended(batch)
     assert (ended.state, ended.completed, ended.failed) == (BatchState.COMPLETED, LINES, 0)
