@@ -26,8 +26,6 @@ def model_folder() -> Iterator[Path]:
 @pytest.fixture
 def system(ledger: Engine, servers: Addresses, model_folder: Path) -> Iterator[System]:
     running = System(ledger, servers, model_folder)
-    for log in model_folder.glob("*.log"):
-        log.unlink()
     yield running
     running.kill_all()
 

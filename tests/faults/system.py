@@ -52,6 +52,10 @@ class System:
     deadline_seconds: float = DEADLINE_SECONDS
     processes: list[BaseProcess] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        for log in self.folder.glob("*.log"):
+            log.unlink()
+
     @property
     def socket(self) -> Path:
         return self.folder / "api.sock"
