@@ -3,8 +3,12 @@
 A new revision is covered by being there. A new table has to get a row in `full`.
 """
 
+import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -166,3 +170,19 @@ def test_packed_parts_are_plain_again_for_a_program_of_before(ledger: Engine, se
         query = text("SELECT content FROM file_part WHERE file_id = :id ORDER BY seq")
         assert b"".join(connection.execute(query, {"id": file.id}).scalars()) == content
     old.dispose()
+
+
+def test_programs_that_bring_the_tables_up_at_the_same_moment_do_it_once(servers: Addresses, old_url: str) -> None:
+    """As the units of systemd do on a machine that starts."""
+    environment = os.environ | {"DATABASE_URL": old_url, "BROKER_URL": servers.broker_url}
+    command = [sys.executable, "-m", "gristmill", "migrate"]
+    programs = [
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        for _ in range(3)
+    ]
+    said = [program.communicate(timeout=120)[1] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0, 0], said
+    assert said == ["The database is up to date.\n"] * 3
+    ledger = database.connect(old_url)
+    migrate.check(ledger)
+    ledger.dispose()
