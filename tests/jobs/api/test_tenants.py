@@ -122,9 +122,10 @@ def test_nobody_else_gets_at_anything_of_a_project_whatever_its_state(
             foreign, unknown = (ask(stranger, method, path, one) for one in (object_id, UNKNOWN[name]))
             assert (foreign.status_code, unknown.status_code) == (404, 404), (method, path, foreign.text)
             assert foreign.text.replace(object_id, "") == unknown.text.replace(UNKNOWN[name], ""), (method, path)
-            for secret, status in [*((secret, 401) for secret in nobodies.values()), (narrow, 403)]:
+            for who, secret in {**nobodies, "narrow": narrow}.items():
                 caller = TestClient(app, headers={"authorization": f"Bearer {secret}"})
-                assert ask(caller, method, path, object_id).status_code == status, (method, path, secret)
+                status = ask(caller, method, path, object_id).status_code
+                assert status == (403 if who == "narrow" else 401), (method, path, who)
     assert tried >= 11
     assert everything(ledger) == before
 
