@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.engine.runner import Span
-from worker.model.block_graph import STAGES
+from worker.model.block_ports import STAGES
 
 Inputs = dict[str, npt.NDArray[Any]]
 """Of the graph, by name."""
