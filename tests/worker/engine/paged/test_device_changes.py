@@ -213,6 +213,7 @@ def test_a_row_of_nothing_but_nan_or_without_an_allowed_token_has_none_and_spoil
 
 
 def test_where_a_device_has_no_memory_for_it_tokens_are_drawn_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING")
     here, there = choices(), choices()
     rows = Rows(len(here))
 
