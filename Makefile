@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := locks/dev.txt
+FAULTS := $(patsubst tests/faults/test_%.py,chaos-%,$(sort $(wildcard tests/faults/test_*.py)))
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
@@ -28,9 +29,10 @@ demo: install ## answer 24 varied requests on this machine
 test: lint ## lint, then run every test
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-chaos: install ## the tests of faults, much longer, and the soak
-	@CHAOS=$${CHAOS:-40} $(BIN)/python -m pytest --timeout=7200 tests/faults $(ARGS)
-	@$(MAKE) --no-print-directory soak
+chaos: $(FAULTS) soak ## the tests of faults, much longer, and the soak; one part by its name, such as chaos-poison
+
+$(FAULTS): chaos-%: install
+	@CHAOS=$${CHAOS:-40} $(BIN)/python -m pytest --timeout=3600 --durations=0 --durations-min=10 tests/faults/test_$*.py $(ARGS)
 
 soak: install ## half an hour of load while everything fails at random; SOAK="--minutes 5 --seed 7"
 	@$(BIN)/python -m tests.faults.soak $(SOAK)
@@ -67,4 +69,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test chaos soak schemas gemma lint bench bench-gpu bench-system lock clean
+.PHONY: help install demo test chaos $(FAULTS) soak schemas gemma lint bench bench-gpu bench-system lock clean

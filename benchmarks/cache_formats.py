@@ -1,7 +1,8 @@
 """What 8 bits for keys and values on a GPU cost: `python -m benchmarks.cache_formats MODEL.gguf`.
 
 The paged graph in float32 on the CPU, with PagedAttention in numpy: only the cache is rounded, as the card's kernel
-rounds it. The text is English that every Python carries. Scales for int8 are measured on other text first.
+rounds it. The text is English that every Python carries. Scales for int8 are measured on other text first, as
+`models add --precision bf16-int8` measures them.
 """
 
 import argparse
@@ -13,10 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.engine import english
 from worker.engine.paged import packing
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.model import Precision, gguf, paged_graph
+from worker.model import Precision, cache_scales, english, gguf, hugging_face, paged_graph
 from worker.model.checkpoint import Checkpoint
 from worker.model.paged_graph import CacheFormat, PagedCache
 
@@ -36,36 +36,42 @@ class Cost:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="a GGUF file, or a folder of Hugging Face")
     parser.add_argument("--stretches", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256, help="of a stretch")
     given = parser.parse_args()
-    checkpoint = gguf.read(given.model)
-    count = (given.stretches + 2) * given.tokens
-    text = checkpoint.tokenizer.encode("\n\n".join(english.paragraphs()[:400]), add_special_tokens=False).ids[:count]
-    lines = np.array(text).reshape(-1, given.tokens)
-    session = _opened(checkpoint, PagedCache(), given.tokens)
-    scales = measured_scales(session, lines[:2])
-    reference = _log_probabilities(session, lines[2:])
+    checkpoint = (hugging_face.read if given.model.is_dir() else gguf.read)(given.model)
+    lines = _lines(checkpoint, given.stretches, given.tokens)
+    reference = _log_probabilities(_opened(checkpoint, PagedCache(), given.tokens), lines)
     print("| cache | perplexity | divergence | same token likeliest |\n|---|---|---|---|")
-    _tell("float32", cost(reference, reference, lines[2:]))
-    for cache in (PagedCache(CacheFormat.FP8), PagedCache(CacheFormat.INT8, scales)):
-        found = _log_probabilities(_opened(checkpoint, cache, given.tokens), lines[2:])
-        _tell(cache.format, cost(found, reference, lines[2:]))
-    print(f"\n{len(lines) - 2} stretches, {lines[2:, _GIVEN + 1 :].size:,} predicted tokens")
+    _tell("float32", cost(reference, reference, lines))
+    for name, cache in caches(checkpoint).items():
+        found = _log_probabilities(_opened(checkpoint, cache, given.tokens), lines)
+        _tell(name, cost(found, reference, lines))
+    print(f"\n{len(lines)} stretches, {lines[:, _GIVEN + 1 :].size:,} predicted tokens")
+
+
+def caches(checkpoint: Checkpoint) -> dict[str, PagedCache]:
+    """What is held against a cache in float32."""
+    text = cache_scales.calibration(checkpoint.tokenizer, checkpoint.spec)
+    scales = cache_scales.measure(checkpoint.spec, checkpoint.weights, text)
+    coarse = tuple(cache_scales.of_tensors(one) for one in scales)
+    return {
+        "fp8": PagedCache(CacheFormat.FP8),
+        "int8, a scale a channel": PagedCache(CacheFormat.INT8, scales),
+        "int8, a scale a layer": PagedCache(CacheFormat.INT8, coarse),
+    }
+
+
+def _lines(checkpoint: Checkpoint, stretches: int, tokens: int) -> NDArray[np.int64]:
+    """From the end of the text, of which the beginning is what scales are measured on."""
+    paragraphs = english.paragraphs()
+    text = checkpoint.tokenizer.encode("\n\n".join(paragraphs[len(paragraphs) // 2 :]), add_special_tokens=False).ids
+    return np.array(text[: stretches * tokens]).reshape(-1, tokens)
 
 
 def _tell(name: str, one: Cost) -> None:
     print(f"| {name} | {one.perplexity:.3f} | {one.divergence:.5f} | {one.same_top:.2%} |", flush=True)
-
-
-def measured_scales(session: CpuPagedSession, lines: NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
-    """Of each layer's keys and values, so that the largest of this text just fits into int8."""
-    found = []
-    for line in lines:
-        session.run(_run(line))
-        found.append(session.largest())
-    return tuple((float(key) / 127, float(value) / 127) for key, value in np.max(found, axis=0))
 
 
 def cost(found: list[NDArray[np.float64]], reference: list[NDArray[np.float64]], lines: NDArray[np.int64]) -> Cost:

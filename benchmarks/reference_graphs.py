@@ -58,6 +58,11 @@ GRAPHS: Mapping[str, tuple[str, str, str, Sequence[str]]] = {
     "llama-fp32-other": ("llama", "fp32", "dml", ()),
     "qwen3-fp32": ("qwen3", "fp32", "cpu", ()),
     "phi3-fp32": ("phi3", "fp32", "cpu", ()),
+    "llama-fp16-paged": ("llama", "fp16", "cuda", ("use_paged_attention=true", "prune_lm_head=true")),
+    "llama-fp16-paged-all": ("llama", "fp16", "cuda", ("use_paged_attention=true",)),
+    "qwen3-fp16-paged": ("qwen3", "fp16", "cuda", ("use_paged_attention=true", "prune_lm_head=true")),
+    "phi3-fp16-paged": ("phi3", "fp16", "cuda", ("use_paged_attention=true", "paged_block_size=32")),
+    "llama-bf16-paged": ("llama", "bf16", "cuda", ("use_paged_attention=true", "prune_lm_head=true")),
 }
 
 

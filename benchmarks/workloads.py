@@ -1,6 +1,6 @@
 """The requests that engines are compared on: real English as token ids, the same at every run, nothing fetched.
 
-The text is that of `worker.engine.english`, each paragraph used once in a workload. It is the same for one version
+The text is that of `worker.model.english`, each paragraph used once in a workload. It is the same for one version
 of Python; `Workload.digest` tells two apart. Prompts have the form of SmolLM2's chat template, cut to an exact number
 of tokens, and every answer has a fixed length, so that engines that differ in their words still do the same work.
 """
@@ -16,8 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from worker.engine import english
 from worker.engine.stages import shared
+from worker.model import english
 
 Encode = Callable[[str], list[int]]
 """Text with control tokens in it -> token ids."""

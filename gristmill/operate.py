@@ -27,6 +27,7 @@ Say = Callable[[str], None]
 CHECK_SECONDS = 1.0
 POLL_SECONDS = 0.05
 READY_SECONDS = 90
+WAIT_SECONDS_MAX = 30  # a worker that dies while it loads its model costs the others a core each time
 DEATHS_MAX = 5  # in a row, after which whoever waits for the program gives up
 DRAIN_EXTRA_SECONDS = 10
 NEWS_SECONDS = 2.0
@@ -45,7 +46,7 @@ class Program:
     log: Path
     deaths: int = 0
     _child: subprocess.Popen[bytes] | None = None
-    _pace: Backoff = field(default_factory=Backoff)
+    _pace: Backoff = field(default_factory=lambda: Backoff(WAIT_SECONDS_MAX))
 
     def start(self) -> None:
         """Start it in a session of its own: a Ctrl-C at the terminal is meant for us alone."""

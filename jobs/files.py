@@ -6,6 +6,7 @@ A file that is not `ready` is invisible to everyone but its writer, and is swept
 import secrets
 import string
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -73,8 +74,9 @@ def new_id() -> str:
 class Writer:
     """Takes bytes of any length and stores parts of PART_SIZE, each in a transaction of its own.
 
-    Memory stays at one part. What `publish` never reached stays invisible. Each part is on the disk before the next
-    is stored: a Postgres that comes back from a crash in the middle of a file may have lost none of it.
+    Memory stays at two parts: one is stored, in a thread of the writer's own, while the next is filled and packed. What
+    `publish` never reached stays invisible. Each part is on the disk before the next is stored: a Postgres that comes
+    back from a crash in the middle of a file may have lost none of it. What storing a part raises comes with the next.
     """
 
     def __init__(self, engine: Engine, *, project_id: str, purpose: str, filename: str) -> None:
@@ -83,6 +85,8 @@ class Writer:
         self._engine = engine
         self._pending = bytearray()
         self._parts = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._storing: Future[None] | None = None
         values = {"id": self.id, "project_id": project_id, "purpose": purpose, "filename": filename}
         row = insert(table).values(**values, state=FileState.UPLOADING.value).on_conflict_do_nothing()
         database.run(engine, lambda c: c.execute(row))
@@ -106,16 +110,29 @@ class Writer:
         if self._pending:
             self._store(memoryview(self._pending))
             self._pending = bytearray()
+        self._settle()
+        self._thread.shutdown()
 
     def discard(self) -> None:
         """Take back everything that was stored."""
+        self._thread.shutdown()
         database.run(self._engine, lambda c: c.execute(table.delete().where(table.c.id == self.id)))
 
     def _store(self, content: memoryview) -> None:
         packed = isal_zlib.compress(content, PACKING_LEVEL)
         values = {"file_id": self.id, "seq": self._parts, "packed": packed, "size_bytes": len(content)}
-        database.run_autocommit(self._engine, lambda c: c.execute(STORE, values))
+        self._settle()
+        self._storing = self._thread.submit(self._insert, values)
         self._parts += 1
+
+    def _insert(self, values: dict[str, object]) -> None:
+        database.run_autocommit(self._engine, lambda c: c.execute(STORE, values))
+
+    def _settle(self) -> None:
+        """Wait until the last part is stored, and raise what kept it from being."""
+        storing, self._storing = self._storing, None
+        if storing is not None:
+            storing.result()
 
 
 def publish(

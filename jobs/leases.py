@@ -6,12 +6,19 @@ The caller owns the transaction.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 import psycopg
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger, Integer
+
+HELD: Final = (
+    bindparam("batch_ids", type_=ARRAY(BigInteger)),
+    bindparam("positions", type_=ARRAY(Integer)),
+    bindparam("epochs", type_=ARRAY(Integer)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,6 @@ def renew(
     Leases are (batch, position, epoch). One that is missing from the answer was lost: to cancel, to expiry or to
     another process. One that is not named runs out, so that work its process gave up cannot stay leased for ever.
     """
-    batch_ids, positions, epochs = zip(*held, strict=True) if held else ((), (), ())
     rows = connection.execute(
         text("""
             UPDATE chunk c SET deadline = now() + make_interval(secs => :deadline_seconds)
@@ -72,20 +78,23 @@ def renew(
              WHERE c.batch_id = held.batch_id AND c.first_position = held.first_position
                AND c.epoch = held.epoch AND c.owner = :owner AND c.state = 'leased'
             RETURNING c.batch_id, c.first_position, c.epoch
-        """).bindparams(
-            bindparam("batch_ids", type_=ARRAY(BigInteger)),
-            bindparam("positions", type_=ARRAY(Integer)),
-            bindparam("epochs", type_=ARRAY(Integer)),
-        ),
-        {
-            "owner": owner,
-            "deadline_seconds": deadline_seconds,
-            "batch_ids": list(batch_ids),
-            "positions": list(positions),
-            "epochs": list(epochs),
-        },
+        """).bindparams(*HELD),
+        {"owner": owner, "deadline_seconds": deadline_seconds, **_columns(held)},
     )
     return {(row[0], row[1], row[2]) for row in rows}
+
+
+def release_unheard(connection: Connection, *, owner: UUID, held: Collection[tuple[int, int, int]]) -> int:
+    """Give back, without blame, what `owner` leases and does not hold: claims whose answer never came. How many."""
+    return connection.execute(
+        text("""
+            UPDATE chunk c SET state = 'ready', owner = NULL, deadline = NULL
+             WHERE c.owner = :owner AND c.state = 'leased'
+               AND (c.batch_id, c.first_position, c.epoch) NOT IN (
+                    SELECT * FROM unnest(:batch_ids, :positions, :epochs))
+        """).bindparams(*HELD),
+        {"owner": owner, **_columns(held)},
+    ).rowcount
 
 
 def release(connection: Connection, lease: Lease) -> bool:
@@ -204,3 +213,8 @@ def insert(connection: Connection, batch_id: int, chunks: Iterable[Sequence[int]
         for line_numbers in chunks:
             copy.write_row((batch_id, first, list(line_numbers), "ready"))
             first += len(line_numbers)
+
+
+def _columns(held: Collection[tuple[int, int, int]]) -> dict[str, list[int]]:
+    """Leases as the parameters of HELD."""
+    return {name.key: [lease[place] for lease in held] for place, name in enumerate(HELD)}

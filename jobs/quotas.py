@@ -12,7 +12,7 @@ from jobs import keys
 from jobs.errors import TooMany
 from jobs.keys import Caller
 
-PERMIT_SECONDS = 900  # no upload takes longer; what a dead process held is free after that
+PERMIT_SECONDS = 900  # an upload that takes longer no longer counts: it may be that of a process that died
 BUSY_RETRY_SECONDS = 60
 FULL_RETRY_SECONDS = 3_600  # clients wait at most two minutes by themselves, so this means: do not
 

@@ -3,8 +3,12 @@
 A new revision is covered by being there. A new table has to get a row in `full`.
 """
 
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -166,3 +170,26 @@ def test_packed_parts_are_plain_again_for_a_program_of_before(ledger: Engine, se
         query = text("SELECT content FROM file_part WHERE file_id = :id ORDER BY seq")
         assert b"".join(connection.execute(query, {"id": file.id}).scalars()) == content
     old.dispose()
+
+
+UPGRADE = "import sys; from jobs import migrate; migrate.upgrade(sys.argv[1])"
+
+
+def test_programs_that_bring_the_tables_up_at_the_same_moment_do_it_once(old_url: str) -> None:
+    """As the units of systemd do on a machine that starts."""
+    command = [sys.executable, "-c", UPGRADE, old_url]
+    with psycopg.connect(old_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [migrate.LOCK])
+        programs = [
+            subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        deadline = time.monotonic() + 60
+        while connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (3,):
+            assert time.monotonic() < deadline, "they do not wait for each other"
+            time.sleep(0.02)
+    said = [program.communicate(timeout=60)[1] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0, 0], said
+    ledger = database.connect(old_url)
+    migrate.check(ledger)
+    ledger.dispose()

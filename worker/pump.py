@@ -72,6 +72,7 @@ class Pump:
         self._leasing = threading.Lock()
         self._look = threading.Event()
         self._is_dry = False  # no chunk was ready when one had room
+        self._is_unheard = False  # a claim was sent, and what it got is not known
         self._takers = ThreadPoolExecutor(CHUNKS_MAX + DIRECT_MAX, thread_name_prefix="chunk")
         self._drain_until: float | None = None
 
@@ -142,6 +143,9 @@ class Pump:
         """The next chunks of one batch. A suspect waits until nothing else is answered."""
 
         def claim(connection: sqlalchemy.Connection) -> list[Chunk]:
+            if self._is_unheard:
+                leases.release_unheard(connection, owner=owner, held=self.held())
+            self._is_unheard = True
             best = self._shares.choose(fairness.candidates(connection, self._model, priority_max=priority_max))
             if best is None or (best.crashes >= poison.SUSPECT_CRASHES and self._held):
                 return []
@@ -160,7 +164,9 @@ class Pump:
                 claimed = [lease for lease in claimed if lease not in suspects]
             return [Chunk(lease, batch, self._means) for lease in claimed if (batch := self._known(connection, lease))]
 
-        return database.run_autocommit(self._ledger, claim)
+        claimed = database.run_autocommit(self._ledger, claim)
+        self._is_unheard = False
+        return claimed
 
     def _known(self, connection: sqlalchemy.Connection, lease: Lease) -> Batch | None:
         """The batch of a lease as it was when its first chunk came: what is read of it here never changes. None if it

@@ -45,7 +45,7 @@ def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFor
     """GpuUnusable where there is no card to open it on."""
     spec = shapes.SHAPES[name]
     if device == "cpu":
-        return _on_cpu(spec, settings)
+        return _on_cpu(spec, settings, cache)
     memory = gpu.open_memory()
     graph = OnnxGraph()
     paged_graph.build(graph, spec, shapes.weights(spec), Precision.BF16, PagedCache(cache))
@@ -64,10 +64,10 @@ def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFor
     return Opened(spec, paged, room, element, opening.sampler_over(paged, memory))
 
 
-def _on_cpu(spec: ModelSpec, settings: EngineSettings) -> Opened:
+def _on_cpu(spec: ModelSpec, settings: EngineSettings, cache: CacheFormat) -> Opened:
     stages, threads = min(4, settings.slots_max), max(1, (os.cpu_count() or 1) // 2)
     room = Room(_CPU_PAGES, _CPU_PAGE, stages, settings.slots_max, settings.context_tokens_max)
     with tempfile.TemporaryDirectory() as folder:
-        paged_graph.write(spec, shapes.weights(spec), Precision.FP32, Path(folder))
+        paged_graph.write(spec, shapes.weights(spec), Precision.FP32, Path(folder), PagedCache(cache))
         session = CpuPagedSession(Path(folder, "model.onnx"), room.pages, room.page_tokens, threads)
-    return Opened(spec, session, room, 4)
+    return Opened(spec, session, room, 4 if cache is CacheFormat.FULL else 1)

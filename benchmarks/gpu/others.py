@@ -1,6 +1,8 @@
-"""Part `peers`: the same sets through transformers' continuous batching and vLLM, whichever is installed.
+"""Parts `transformers`, `vllm` and `genai`: the same sets through transformers' continuous batching, vLLM and
+onnxruntime-genai's engine, whichever is installed; each by itself, for one of them may hang.
 
-Written from their documentation (transformers 5.17, vLLM 0.17); where they are not as it says, their failure is told.
+Written from their documentation (transformers 5.17, vLLM 0.17, onnxruntime-genai 0.18); where they are not as it says,
+their failure is told.
 """
 
 import importlib.util
@@ -9,8 +11,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
+from benchmarks.gpu import genai
 from benchmarks.gpu.exactness import torch_model
 from benchmarks.gpu.given import Given
 from benchmarks.gpu.sets import SETS, TINY, PromptSet
@@ -20,23 +23,12 @@ Answer = Callable[[list[list[int]], int], int]
 """Prompts and the tokens wanted of each answer; gives the tokens of all answers together."""
 
 
-def measure(given: Given) -> dict[str, Any]:
-    """Of each engine, each set as far as the time allows; a smaller set first shows whether it runs at all."""
-    found: dict[str, Any] = {}
-    makers: Mapping[str, Callable[[Given], Answer]] = {"transformers": _transformers, "vllm": _vllm}
-    for name, make in makers.items():
-        if importlib.util.find_spec(name) is None:
-            found[name] = {"failure": "not installed"}
-            continue
-        try:
-            found[name] = _run(given, make(given))
-        except Exception as error:  # noqa: BLE001  others' code: what it says is the result
-            found[name] = {"failure": f"{type(error).__name__}: {error}"[:500]}
-        print(f"  {name}: {found[name]}", flush=True)
-    return found
-
-
-def _run(given: Given, answer: Answer) -> dict[str, Any]:
+def measure(given: Given, name: str) -> dict[str, Any]:
+    """Each set as far as the time allows; a smaller set first shows whether it runs at all."""
+    package, make = _MAKERS[name]
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"{package} is not installed")
+    answer = make(given)
     vocabulary = SHAPES[given.shape].vocabulary
     chosen = TINY if given.is_tiny else SETS
     answer(PromptSet(4, 0, 16, 4).prompts(vocabulary), 4)
@@ -101,3 +93,11 @@ def _vllm(given: Given) -> Answer:
         return sum(len(output.outputs[0].token_ids) for output in outputs)
 
     return answer
+
+
+_MAKERS: Final[Mapping[str, tuple[str, Callable[[Given], Answer]]]] = {
+    "transformers": ("transformers", _transformers),
+    "vllm": ("vllm", _vllm),
+    "genai": ("onnxruntime_genai", genai.open_engine),
+}
+"""The package, and what opens its engine."""

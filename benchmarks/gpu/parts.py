@@ -28,6 +28,20 @@ def _decode(given: Given) -> dict[str, Any]:
     return steps.measure_decode(given)
 
 
+def _decode_int8(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import steps
+    from worker.model.paged_graph import CacheFormat
+
+    return steps.measure_decode(given, CacheFormat.INT8)
+
+
+def _decode_fp8(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import steps
+    from worker.model.paged_graph import CacheFormat
+
+    return steps.measure_decode(given, CacheFormat.FP8)
+
+
 def _prefill(given: Given) -> dict[str, Any]:
     from benchmarks.gpu import steps
 
@@ -40,10 +54,22 @@ def _engine(given: Given) -> dict[str, Any]:
     return end_to_end.measure(given)
 
 
-def _peers(given: Given) -> dict[str, Any]:
+def _transformers(given: Given) -> dict[str, Any]:
     from benchmarks.gpu import others
 
-    return others.measure(given)
+    return others.measure(given, "transformers")
+
+
+def _vllm(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import others
+
+    return others.measure(given, "vllm")
+
+
+def _genai(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import others
+
+    return others.measure(given, "genai")
 
 
 PARTS: Final[Mapping[str, Callable[[Given], dict[str, Any]]]] = {
@@ -52,7 +78,11 @@ PARTS: Final[Mapping[str, Callable[[Given], dict[str, Any]]]] = {
     "decode": _decode,
     "prefill": _prefill,
     "engine": _engine,
-    "peers": _peers,
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "genai": _genai,
+    "decode-int8": _decode_int8,
+    "decode-fp8": _decode_fp8,
 }
 
 

@@ -1,4 +1,6 @@
-"""Parts `decode` and `prefill`: single runs of the graph at many sizes, held against the roofline."""
+"""Parts `decode`, `decode-int8`, `decode-fp8` and `prefill`: single runs of the graph at many sizes, held against the
+roofline.
+"""
 
 import statistics
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from benchmarks.gpu.roofline import Work
 from worker.engine import EngineSettings
 from worker.engine.paged import packing
 from worker.engine.paged.packing import PackedRun
+from worker.model.paged_graph import CacheFormat
 
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CONTEXTS: Final = (500, 1500, 4000)
@@ -25,10 +28,10 @@ _TINY_PROMPTS: Final = ((1, 20), (3, 30))
 _RUNS: Final = 12
 
 
-def measure_decode(given: Given) -> dict[str, Any]:
+def measure_decode(given: Given, cache: CacheFormat = CacheFormat.FULL) -> dict[str, Any]:
     """Seconds of a step that writes a token in each of B rows of some context, and what they follow."""
     rows, contexts = (_TINY_ROWS, _TINY_CONTEXTS) if given.is_tiny else (_ROWS, _CONTEXTS)
-    opened = _opened(given, max(rows), max(contexts) + 8)
+    opened = _opened(given, max(rows), max(contexts) + 8, cache)
     sizes = list(product(contexts, rows))
     runs = ((roofline.decode(count, context), _rows(opened, count, context)) for context, count in sizes)
     steps = _times(given, opened, runs)
@@ -52,10 +55,10 @@ def fit(steps: list[dict[str, Any]]) -> dict[str, float]:
     return dict(zip(("fixed", "row", "position"), found.tolist(), strict=True)) | {"error_max": float(error.max())}
 
 
-def _opened(given: Given, rows: int, context: int) -> Opened:
+def _opened(given: Given, rows: int, context: int, cache: CacheFormat = CacheFormat.FULL) -> Opened:
     tokens = 64 if given.is_tiny else 16_384
     settings = EngineSettings(context_tokens_max=context, slots_max=rows, chunk_tokens=tokens)
-    return open_shape(given.shape, given.device, settings)
+    return open_shape(given.shape, given.device, settings, cache)
 
 
 def _rows(opened: Opened, count: int, context: int) -> PackedRun | None:
@@ -95,18 +98,20 @@ def _times(given: Given, opened: Opened, runs: Iterator[tuple[Work, PackedRun | 
         if perf_counter() - began > given.seconds:
             print(f"  stopped after {len(found)} sizes: the time of this part is up", flush=True)
             break
-        first = perf_counter()
-        opened.session.run(run)
-        first = perf_counter() - first
-        opened.session.run(run)
-        times = []
-        for _ in range(2 if given.is_tiny else _RUNS):
-            before = perf_counter()
-            opened.session.run(run)
-            times.append(perf_counter() - before)
+        first = _seconds(opened, run)
+        _seconds(opened, run)
+        times = [_seconds(opened, run) for _ in range(2 if given.is_tiny else _RUNS)]
         found.append(_step(given, opened, work, statistics.median(times)) | {"first_seconds": first})
         print(f"  {_told(found[-1])}", flush=True)
     return found
+
+
+def _seconds(opened: Opened, run: PackedRun) -> float:
+    """Of one run, from its beginning to its end."""
+    began = perf_counter()
+    opened.session.run(run)
+    opened.session.wait()
+    return perf_counter() - began
 
 
 def _step(given: Given, opened: Opened, work: Work, seconds: float) -> dict[str, Any]:

@@ -14,16 +14,19 @@ def tables(results: Results) -> str:
         if "failure" in result:
             lines += [f"failed: {result['failure']}", ""]
         else:
-            lines += [*_of_part(part, result["found"]), ""]
+            lines += [*_of_part(part, result["found"], results), ""]
     return "\n".join(lines)
 
 
-def _of_part(part: str, found: Mapping[str, Any]) -> Iterator[str]:
-    match part.split(" ")[0]:
-        case "decode" | "prefill":
+def _of_part(part: str, found: Mapping[str, Any], results: Results) -> Iterator[str]:
+    kind, _, shape = part.partition(" ")
+    match kind:
+        case "decode" | "decode-int8" | "decode-fp8" | "prefill":
             yield from _steps(found)
         case "engine":
             yield from _engine(found)
+        case "transformers" | "vllm" | "genai":
+            yield from _peer(found, results.get(f"engine {shape}", {}).get("found", {}))
         case _:
             for name, value in found.items():
                 yield f"- {name}: {value}"
@@ -57,3 +60,13 @@ def _engine(found: Mapping[str, Any]) -> Iterator[str]:
             f"| {name} | {one['output_tokens_a_second']:,.0f} | {one['tokens_a_second']:,.0f} | {computed:.0%} "
             f"| {one['outside_runner_ms_a_step']:.2f} ms | {share} |"
         )
+
+
+def _peer(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+    """Output tokens a second, and how many times as many ours are."""
+    yield "| set | requests | output tokens a second | Gristmill to it |"
+    yield "|---|---|---|---|"
+    for prompts, one in found.items():
+        rate = one["output_tokens_a_second"]
+        ratio = f"{ours[prompts]['output_tokens_a_second'] / rate:.1f}x" if prompts in ours else ""
+        yield f"| {prompts} | {one['requests']} | {rate:,.0f} | {ratio} |"

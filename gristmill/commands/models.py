@@ -23,7 +23,8 @@ def models() -> None:
 @click.option("--name", help="What to call it; default: the source's own name.")
 @click.option(
     "--precision",
-    help="int8 or fp32 for CPUs, bf16, bf16-fp8 or fp16 for NVIDIA GPUs; the fastest of this machine if not given.",
+    help="int8 or fp32 for CPUs, bf16, bf16-fp8, bf16-int8 or fp16 for NVIDIA GPUs; the fastest of this machine if "
+    "not given.",
 )
 @click.option(
     "--chat-template",

@@ -17,6 +17,7 @@ from gristmill.embedded.valkey import Valkey
 
 START_SECONDS = 300  # a Postgres that recovers from a crash reads up to max_wal_size
 NEWS_SECONDS = 5  # a wait longer than this is told
+WAIT_SECONDS_MAX = 4  # all else waits for the servers, and a start that fails costs little
 ELSEWHERE = Path("/var/lib")
 
 
@@ -53,11 +54,12 @@ class Server(Protocol):
 
 @dataclass(slots=True)
 class Backoff:
-    """When a server that died may be started again: at once, and if it keeps dying after 1, 2, 4 ... 30 s.
+    """When a process that died may be started again: at once, and if it keeps dying 1, 2, 4 ... s after its last start.
 
-    Times are monotonic seconds.
+    So one that lived for longer than the longest wait is started again at once. Times are monotonic seconds.
     """
 
+    wait_seconds_max: float
     wait_seconds: float = 0
     not_before: float = 0
 
@@ -67,12 +69,12 @@ class Backoff:
 
     def started(self, now: float) -> None:
         """It was started: the next time waits twice as long."""
-        self.wait_seconds = min(max(1, self.wait_seconds * 2), 30)
+        self.wait_seconds = min(max(1, self.wait_seconds * 2), self.wait_seconds_max)
         self.not_before = now + self.wait_seconds
 
     def lives(self, now: float) -> None:
-        """It was seen alive: after half a minute of that, the past is forgotten."""
-        if now >= self.not_before + 30:
+        """It was seen alive: after the wait and the longest wait once more, the past is forgotten."""
+        if now >= self.not_before + self.wait_seconds_max:
             self.wait_seconds = 0
 
 
@@ -175,7 +177,7 @@ class EmbeddedServers:
             valkey = Valkey.of(folder)
             postgres = Postgres.of(folder, self._elsewhere)
             self._servers = (valkey, postgres)
-            self._paces = {server.name: Backoff() for server in self._servers}
+            self._paces = {server.name: Backoff(WAIT_SECONDS_MAX) for server in self._servers}
             adopted = [server for server in self._servers if server.daemon.is_running()]
             for server in self._servers:
                 if server not in adopted:

@@ -1,8 +1,9 @@
-"""The outermost layer: how many requests there are at once, how slow a client may be, what nobody else caught."""
+"""The outermost layer: how many requests there are at once, how slowly a body may come, what nobody else caught."""
 
 import asyncio
 import logging
 import secrets
+from time import monotonic
 from typing import Final
 
 from starlette.requests import ClientDisconnect
@@ -14,9 +15,18 @@ from jobs.errors import Failed, TimedOut, Unavailable
 logger = logging.getLogger(__name__)
 
 READ_SECONDS: Final = 30.0
-"""How long nothing of a request's body may arrive."""
-WRITE_SECONDS: Final = 60.0
-"""How long a client may take nothing of its answer."""
+"""How long we wait for a request's body beyond what its bytes were worth."""
+READ_RATE: Final = 16 * 1024
+"""How many bytes of a body are worth a second of waiting."""
+
+
+def patience_left(seconds: float, *, waited_seconds: float, size: int) -> float:
+    """How long we wait for more, after `size` bytes came that we had waited for.
+
+    Nothing can be saved up: a client who sends nothing, or a byte now and then, is cut off after READ_SECONDS,
+    whatever it sent before. That we take long to store what came is not counted.
+    """
+    return min(READ_SECONDS, seconds - waited_seconds + size / READ_RATE)
 
 
 class Edge:
@@ -52,6 +62,7 @@ class _Exchange:
         self._send = send
         self._is_begun = False
         self._is_read = False
+        self._patience = READ_SECONDS
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
@@ -67,11 +78,18 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The next of the body; once that is whole, all that can come is the news that the client left."""
+        begun_at = monotonic()
         try:
-            async with asyncio.timeout(None if self._is_read else READ_SECONDS):
+            async with asyncio.timeout(None if self._is_read else self._patience):
                 message = await self._receive()
         except TimeoutError:
-            raise TimedOut(f"Nothing of the request's body has arrived for {READ_SECONDS:.0f} seconds.") from None
+            raise TimedOut(
+                f"The request's body arrives too slowly: expected {READ_RATE} bytes a second or more, "
+                f"but for the last {READ_SECONDS:.0f} seconds it brought fewer."
+            ) from None
+        self._patience = patience_left(
+            self._patience, waited_seconds=monotonic() - begun_at, size=len(message.get("body", b""))
+        )
         self._is_read = not message.get("more_body", False)
         return message
 
@@ -79,9 +97,4 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._is_begun = True
             message["headers"] = [*message["headers"], (b"x-request-id", self._facts["request_id"].encode())]
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await self._send(message)
-        except TimeoutError:
-            logger.info("client takes nothing", extra=self._facts)
-            raise ClientDisconnect from None
+        await self._send(message)

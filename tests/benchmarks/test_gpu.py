@@ -123,6 +123,15 @@ def test_logits_that_differ_are_told_by_how_much() -> None:
     assert found["same_top"] == pytest.approx(2 / 3)
 
 
+def test_others_are_held_against_our_engine_on_the_same_set() -> None:
+    ours = {"20 in": {"output_tokens_a_second": 60.0, "tokens_a_second": 1, "prompt_tokens_computed": 1}}
+    ours["20 in"] |= {"prompt_tokens": 1, "outside_runner_ms_a_step": 0}
+    theirs = {"20 in": {"requests": 6, "output_tokens_a_second": 20.0}}
+    text = tables({"engine 8b": {"found": ours}, "vllm 8b": {"found": theirs}, "vllm 1.5b": {"found": theirs}})
+    assert "| 20 in | 6 | 20 | 3.0x |" in text
+    assert "| 20 in | 6 | 20 |  |" in text
+
+
 def test_a_failure_is_a_line_in_the_table() -> None:
     text = tables({"decode 8b": {"failure": "GpuUnusable: no card"}, "device": {"found": {"bytes": 1}}})
     assert "### decode 8b\n\nfailed: GpuUnusable: no card" in text

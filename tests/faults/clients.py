@@ -47,6 +47,9 @@ class Client:
         )
         self._seen = seen
 
+    def close(self) -> None:
+        self._http.close()
+
     def order_until(self, end: Event, seed: int) -> None:
         """One batch after another."""
         chance, number = random.Random(seed), 0
@@ -57,12 +60,20 @@ class Client:
 
     def order(self, name: str, size: int) -> None:
         """A batch from its upload to the last line of its results."""
-        lines = [making.line(f"{name}-{n}", content=f"SLOW {name} {n}") for n in range(size)]
+        self.see_to_its_end(name, size, self.begin(name, size))
+
+    def begin(self, name: str, size: int, *, content: str = "SLOW") -> dict[str, Any]:
+        """Upload lines and make a batch of them; the batch."""
+        lines = [making.line(f"{name}-{n}", content=f"{content} {name} {n}") for n in range(size)]
         form = {"file": ("in.jsonl", b"\n".join(lines))}
         file = self.ask(lambda: self._http.post("/v1/files", data={"purpose": "batch"}, files=form)).json()
         order = {"input_file_id": file["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
         headers = {"Idempotency-Key": name}
-        batch = self.ask(lambda: self._http.post("/v1/batches", json=order, headers=headers)).json()
+        made: dict[str, Any] = self.ask(lambda: self._http.post("/v1/batches", json=order, headers=headers)).json()
+        return made
+
+    def see_to_its_end(self, name: str, size: int, batch: dict[str, Any]) -> None:
+        """Wait for a batch, and count what comes back."""
         path, deadline = f"/v1/batches/{batch['id']}", time.monotonic() + PATIENCE_SECONDS
         while batch["status"] not in ENDED:
             if time.monotonic() > deadline:
@@ -71,6 +82,16 @@ class Client:
             time.sleep(POLL_SECONDS)
             batch = self.ask(lambda: self._http.get(path)).json()
         self._count(name, size, batch)
+
+    def listed(self) -> set[str]:
+        """The ids of all batches that the caller is shown."""
+        found: set[str] = set()
+        page: dict[str, Any] = {"has_more": True}
+        while page["has_more"]:
+            after = {"after": page["last_id"]} if found else {}
+            page = self.ask(lambda after=after: self._http.get("/v1/batches", params=after)).json()  # type: ignore[misc]
+            found |= {batch["id"] for batch in page["data"]}
+        return found
 
     def cancel(self, batch_id: str) -> None:
         """Ask that a batch be given up; that it has ended already is an answer too."""

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from gristmill.embedded import Addresses, EmbeddedServers
 from tests import tiny_model
+from tests.faults.proxy import Network
 from tests.faults.system import System, on_servers_of_its_own
 from tests.faults.worker import MODEL
 from tests.gristmill.embedded.conftest import open_folder, remove
@@ -25,8 +26,6 @@ def model_folder() -> Iterator[Path]:
 @pytest.fixture
 def system(ledger: Engine, servers: Addresses, model_folder: Path) -> Iterator[System]:
     running = System(ledger, servers, model_folder)
-    for log in model_folder.glob("*.log"):
-        log.unlink()
     yield running
     running.kill_all()
 
@@ -43,3 +42,14 @@ def home() -> Iterator[Path]:
 def own(home: Path, model_folder: Path) -> Iterator[tuple[System, EmbeddedServers]]:
     with on_servers_of_its_own(home, model_folder) as running:
         yield running
+
+
+@pytest.fixture
+def network(system: System) -> Iterator[tuple[Network, str]]:
+    """A network, and where Postgres is for who goes through it."""
+    place = open_folder()
+    start, _, server = system.addresses.database_url.partition("?host=")
+    network = Network(place / "n", Path(server.replace("%2F", "/")))
+    yield network, f"{start}?host={place}/n"
+    network.close()
+    remove(place)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from gristmill.embedded import Addresses, EmbeddedServers
 from jobs import audit, database, keys, migrate, models
@@ -51,6 +51,10 @@ class System:
     patience: dict[str, str] = field(default_factory=lambda: dict(PATIENCE))
     deadline_seconds: float = DEADLINE_SECONDS
     processes: list[BaseProcess] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for log in self.folder.glob("*.log"):
+            log.unlink()
 
     @property
     def socket(self) -> Path:
@@ -114,9 +118,20 @@ class System:
             assert time.monotonic() < deadline, f"{self.said('io')[-3000:]}\n{self.said('model')[-3000:]}"
             time.sleep(POLL_SECONDS)
 
+    @property
+    def asked(self) -> int:
+        """How often the engines were asked for a line."""
+        path = self.folder / worker.ASKED
+        return path.stat().st_size if path.exists() else 0
+
     def faults(self) -> list[str]:
-        """What the judge finds."""
-        return list(audit.faults(self.ledger, Settings()))
+        """What the judge finds; and an engine is asked for no line more often than its chunk was leased."""
+        found = list(audit.faults(self.ledger, Settings()))
+        with self.ledger.connect() as connection:
+            leased = connection.execute(text("SELECT coalesce(sum(epoch * cardinality(line_numbers)), 0) FROM chunk"))
+            if self.asked > (most := leased.scalar_one()):
+                found.append(f"The engines were asked {self.asked} times for lines that were leased {most} times.")
+        return found
 
 
 @contextmanager

@@ -6,9 +6,12 @@ from sqlalchemy import Engine
 from jobs.states import BatchState
 from tests.faults.system import System
 from tests.jobs import making
+from tests.memory import needs_proc, peak_kb
 
 LINE = making.line("bad")
 DEEP = 50_000
+LONG = 100_000_000
+RISE_KB_MAX = 60_000
 
 
 def having(field: bytes) -> bytes:
@@ -67,6 +70,23 @@ def test_a_line_that_makes_no_sense_is_named_by_its_number_and_no_other_is(ledge
     faults = batch.errors["data"]
     assert isinstance(faults, list)
     assert {(fault["line"], fault["code"]) for fault in faults} == {(2, code)}
+
+
+@needs_proc
+def test_a_line_without_end_is_named_and_takes_no_memory(system: System) -> None:
+    reader = system.start("io")
+    assert reader.pid
+    first = making.create(system.ledger, making.upload(system.ledger, LINE).id)
+    system.until(lambda: making.fetch(system.ledger, first).state is BatchState.IN_PROGRESS)
+    before = peak_kb(reader.pid)
+    content = b"\n".join([making.line("first"), b'{"custom_id":"' + b"x" * LONG + b'"}', making.line("last")])
+    batch = making.create(system.ledger, making.upload(system.ledger, content).id)
+    system.until(lambda: making.fetch(system.ledger, batch).state is BatchState.FAILED)
+    errors = making.fetch(system.ledger, batch).errors
+    assert errors
+    (fault,) = errors["data"]  # type: ignore[misc]
+    assert fault["line"] == 2  # type: ignore[index]
+    assert peak_kb(reader.pid) - before < RISE_KB_MAX
 
 
 def test_a_line_that_cannot_be_answered_fails_alone(system: System) -> None:

@@ -125,8 +125,9 @@ STRANGE = {
         b'{"body": 7}',
         orjson.dumps(STRANGE | {"body": '[["true"], {}, {}]'}),
         orjson.dumps(STRANGE | {"content-type": "application/x-python-serialize", "body": "cposix\nsystem\n"}),
+        orjson.dumps(STRANGE | {"body": "x" * (32 << 20)}),
     ],
-    ids=["bytes", "not a message", "an unknown task", "a pickle"],
+    ids=["bytes", "not a message", "an unknown task", "a pickle", "a huge one"],
 )
 def test_a_message_that_is_garbage_costs_at_most_the_worker_that_read_it(system: System, message: bytes) -> None:
     batch = validating(system.ledger)

@@ -11,8 +11,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from jobs import audit, batches, database, export, intake, results
+from jobs.contract.batch import ENDPOINT
 from jobs.states import BatchState
-from tests.faults.test_crashes import LINES, finalizing, in_progress, validating
+from tests.faults.proxy import Network
+from tests.faults.system import System
+from tests.faults.test_crashes import LINES, client, finalizing, in_progress, validating
 from tests.jobs import making
 from worker.tasks import InputOutput
 
@@ -121,3 +124,48 @@ def test_two_threads_of_a_process_do_not_read_one_file(ledger: Engine, monkeypat
     first.join()
     work.ingest(7)
     assert calls == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "words"),
+    [
+        ("io", validating, b"COMMIT"),
+        ("io", finalizing, b"COMMIT"),
+        ("model", in_progress, b"COMMIT"),
+        ("model", in_progress, b"SET state = 'leased'"),
+    ],
+)
+def test_a_worker_whose_connections_break_inside_commit_does_its_work_once(
+    system: System,
+    network: tuple[Network, str],
+    kind: str,
+    stage: Callable[[Engine], batches.Batch],
+    words: bytes,
+) -> None:
+    line, url = network
+    line.cut_after(words)
+    batch = stage(system.ledger)
+    worker = system.start(kind, database_url=url)
+    system.start("io" if kind == "model" else "model")
+    system.until(lambda: making.fetch(system.ledger, batch).state is BatchState.COMPLETED)
+    assert worker.is_alive()
+    system.kill_all()
+    assert line.cuts > 0
+    assert (making.fetch(system.ledger, batch).completed, system.faults()) == (10, [])
+
+
+def test_an_order_whose_connection_breaks_inside_commit_is_made_once(
+    system: System, network: tuple[Network, str]
+) -> None:
+    line, url = network
+    file = making.upload(system.ledger, b"\n".join(LINES))
+    system.start("api", database_url=url)
+    system.until(system.is_served)
+    line.cut_after(b"COMMIT")
+    order = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
+    with client(system) as caller:
+        made = [caller.post("/v1/batches", json=order, headers={"Idempotency-Key": "once"}) for _ in range(2)]
+    assert [answer.status_code for answer in made] == [200, 200]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    assert line.cuts > 0
+    assert making.scalar(system.ledger, "SELECT count(*) FROM batch") == 1

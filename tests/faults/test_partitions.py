@@ -1,28 +1,15 @@
 """A worker whose way to Postgres is broken for longer than its lease: others do its work, and it does no harm."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from jobs.states import BatchState
 from tests.faults.proxy import Network
 from tests.faults.system import LENGTH, System
-from tests.gristmill.embedded.conftest import open_folder, remove
 from tests.jobs import making
 
 LINES = [making.line(f"r{n}", content=f"SLOW {n}") for n in range(60)]
-
-
-@pytest.fixture
-def network(system: System) -> Iterator[tuple[Network, str]]:
-    """A network, and where Postgres is for who goes through it."""
-    place = open_folder()
-    start, _, server = system.addresses.database_url.partition("?host=")
-    network = Network(place / "n", Path(server.replace("%2F", "/")))
-    yield network, f"{start}?host={place}/n"
-    network.close()
-    remove(place)
 
 
 HELD = "SELECT count(*) FROM chunk c JOIN worker w ON w.id = c.owner WHERE c.state = 'leased' AND w.pid = :pid"

@@ -4,17 +4,20 @@ import pytest
 from sqlalchemy import text
 
 from jobs.states import TERMINAL, BatchState
-from tests.faults.system import System
+from tests.faults.system import LENGTH, System
 from tests.jobs import making
 
-DEATHS_MAX = 2 + 3  # log2 of a chunk's four lines, and three
+LINES, CHUNK_LINES = (10, 4) if LENGTH == 1 else (640, 64)
+DEATHS_MAX = CHUNK_LINES.bit_length() - 1 + 3  # log2 of a chunk's lines, and three
 
 
 @pytest.mark.parametrize("word", ["DIE", "HANG"])
 def test_a_line_that_ends_every_worker_fails_alone(system: System, word: str) -> None:
-    said = ["Hello"] * 10
+    system.patience["GRISTMILL_CHUNK_LINES"] = str(CHUNK_LINES)
+    said = ["Hello"] * LINES
     said[6] = f"Please {word}"
-    batch = making.ingest(system.ledger, [making.line(f"r{n}", content=f"{words} {n}") for n, words in enumerate(said)])
+    lines = [making.line(f"r{n}", content=f"{words} {n}") for n, words in enumerate(said)]
+    batch = making.create(system.ledger, making.upload(system.ledger, b"\n".join(lines)).id)
     system.start("io")
     lives = [system.start("model")]
 
@@ -28,7 +31,7 @@ def test_a_line_that_ends_every_worker_fails_alone(system: System, word: str) ->
     system.until(is_ended)
     system.kill_all()
     ended = making.fetch(system.ledger, batch)
-    assert (ended.state, ended.completed, ended.failed) == (BatchState.COMPLETED, 9, 1)
+    assert (ended.state, ended.completed, ended.failed) == (BatchState.COMPLETED, LINES - 1, 1)
     (error,) = making.content(system.ledger, ended.error_file_id)
     assert error["custom_id"] == "r6"
     assert error["response"]["body"]["error"]["code"] == "worker_crashed"  # type: ignore[index]

@@ -33,6 +33,7 @@ MODEL = "tiny"
 SOCKET = "GM_TEST_SOCKET"
 CLOCK = "GM_TEST_CLOCK"  # seconds by which the process's clock leaps to and fro
 OURS = {SOCKET, CLOCK}
+ASKED = "asked.log"  # in the data folder: a byte for each call of an engine
 SLOW_SECONDS = 0.05
 
 
@@ -45,9 +46,11 @@ class ScriptedEngine(FakeEngine):
         self._tokenizer = folder.tokenizer()
         self.progress = Progress(beat_at=monotonic())
         self._slow = ThreadPoolExecutor(4)
+        self._asked = (Path(os.environ["GRISTMILL_DATA_DIR"]) / ASKED).open("ab", buffering=0)
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """A future that is answered already, or never will be."""
+        self._asked.write(b".")
         said = self._tokenizer.decode(list(prompt.token_ids))
         if "DIE" in said:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import orjson
+import psycopg
 import pytest
 from psycopg.errors import DiskFull
 from sqlalchemy import Connection, text
 from sqlalchemy import Engine as Ledger
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from jobs import batches, database, direct, export, leases, results
 from jobs.leases import Lease
@@ -173,6 +175,29 @@ def test_the_ledger_is_asked_for_many_chunks_at_once(ledger: Ledger, pump: Pump,
     while held and not (room := pump._room):
         del pump._held[held.pop().key]
     assert window / 2 <= room < window
+
+
+def test_a_claim_whose_answer_was_lost_costs_nobody_a_crash(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making.ingest(ledger, [making.line(f"r{n}") for n in range(12)])
+    other = claimed(pump, owner)
+    claim, lost = leases.claim, []
+
+    def claim_and_lose(*args: Any, **kwargs: Any) -> list[Lease]:
+        leased = claim(*args, **kwargs)
+        if len(lost) < 2:
+            lost.extend(leased)
+            raise OperationalError("", None, psycopg.OperationalError("the connection is gone"))
+        return leased
+
+    monkeypatch.setattr(leases, "claim", claim_and_lose)
+    monkeypatch.setattr("jobs.database.random.uniform", lambda *_: 0.0)
+    again = claimed(pump, owner)
+    assert [lease.first_position for lease in lost] == [4, 4]
+    assert (other.lease.first_position, again.lease.first_position) == (0, 4)
+    assert making.scalar(ledger, "SELECT count(*) FROM chunk WHERE state = 'leased'") == 2
+    assert making.scalar(ledger, "SELECT sum(crashes) FROM chunk") == 0
 
 
 def test_answers_wait_for_a_disk_with_room(

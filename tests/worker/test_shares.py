@@ -1,5 +1,7 @@
-"""Projects that compete for a worker get its lines by their weights."""
+"""Projects that compete for workers get their lines by their weights."""
 
+import itertools
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -17,42 +19,61 @@ from worker.engine import Completion, Prompt
 from worker.pump import Pump
 
 WEIGHTS = {"one": 1, "two": 2, "three": 3}
-LINES = 1_400
-ASKED = 2_000  # so many that none of the three is through
+LINES = 1_400  # of each project
+ASKED = 2_000  # of all workers together: so many that none of the three is through
 
 
 class Counting(FakeEngine):
-    """Stops its pump after ASKED lines. The model's tokens are the bytes of its text."""
+    """Stops all pumps after ASKED lines. The model's tokens are the bytes of its text."""
 
     answer = (70, 71)
     slots = 8  # of which follows that no more than 28 lines are leased at once: by so much one may be ahead
-    pump: Pump
-    asked = 0
+
+    def __init__(self, asked: "itertools.count[int]", pumps: list[Pump]) -> None:
+        self._asked = asked
+        self._pumps = pumps
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
-        self.asked += 1
-        if self.asked == ASKED:
-            self.pump.drain()
+        if next(self._asked) == ASKED:
+            for pump in self._pumps:
+                pump.drain()
         return super().submit(prompt)
 
 
-def test_three_projects_share_a_worker_within_a_tenth_of_their_weights(ledger: Ledger, tmp_path: Path) -> None:
+def order(ledger: Ledger, project: str, sizes: list[int]) -> None:
+    """Batches of a project, of so many lines each, in progress."""
     owner = making.worker(ledger)
+    for number, size in enumerate(sizes):
+        content = b"\n".join(making.line(f"r{n}", content=f"{project} {number} {n}") for n in range(size))
+        file = making.upload(ledger, content, project_id=project)
+        wanted = CreateBatch(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+        batch = database.run(
+            ledger,
+            lambda c, w=wanted: batches.create(c, project, w, idempotency_key=None),  # type: ignore[misc]
+        )
+        intake.ingest(ledger, batch.id, owner=owner, settings=making.SETTINGS)
+
+
+@pytest.mark.parametrize(("batches_each", "workers"), [(1, 1), (67, 2)])
+def test_three_projects_share_their_workers_within_a_tenth_of_their_weights(
+    ledger: Ledger, tmp_path: Path, batches_each: int, workers: int
+) -> None:
     for project, weight in WEIGHTS.items():
         database.run(ledger, lambda c, p=project: keys.ensure_project(c, p))  # type: ignore[misc]
         with ledger.begin() as connection:
             connection.execute(text("UPDATE project SET weight = :w WHERE id = :id"), {"w": weight, "id": project})
-        content = b"\n".join(making.line(f"r{n}", content=f"{project} {n}") for n in range(LINES))
-        file = making.upload(ledger, content, project_id=project)
-        order = CreateBatch(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
-        batch = database.run(
-            ledger,
-            lambda c, p=project, o=order: batches.create(c, p, o, idempotency_key=None),  # type: ignore[misc]
-        )
-        intake.ingest(ledger, batch.id, owner=owner, settings=making.SETTINGS)
-    inference = Counting()
-    inference.pump = pump_of(ledger, inference, tiny_model.write(tmp_path / "tiny"))  # type: ignore[arg-type]
-    inference.pump.run(lambda: owner)
+        order(ledger, project, [LINES // batches_each] * batches_each)
+    asked, pumps, folder = itertools.count(1), list[Pump](), tiny_model.write(tmp_path / "tiny")
+    pumps += [pump_of(ledger, Counting(asked, pumps), folder) for _ in range(workers)]  # type: ignore[arg-type]
+    owners = [making.worker(ledger) for _ in pumps]
+    threads = [
+        threading.Thread(target=pump.run, args=(lambda owner=owner: owner,))
+        for pump, owner in zip(pumps, owners, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     with ledger.connect() as connection:
         query = "SELECT b.project_id, sum(c.ok) FROM chunk c JOIN batch b ON b.id = c.batch_id GROUP BY 1"
         answered = {row[0]: int(row[1]) for row in connection.execute(text(query))}

@@ -1,7 +1,7 @@
 """Answers that can be nothing but what a grammar allows: which tokens may come next."""
 
 import logging
-import re
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from typing import Final
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from jobs.contract.limits import GRAMMAR_CHARACTERS_MAX
+from jobs.errors import Unavailable
+from worker.chat.grammar_faults import fault_of, refuse_if_lost
 from worker.chat.grammar_text import Place
-from worker.chat.masks import Lookahead, NextMask, refuse_if_lost
+from worker.chat.masks import Lookahead, NextMask
 from worker.engine import NothingToSample
 from worker.engine.sampling import Mask
 from worker.model import Tokenizer
@@ -25,9 +27,10 @@ KEPT: Final = 64
 COMPILE_SECONDS_MAX: Final = 5.0
 """Of computing: five times what the largest grammars take within `_limits`, and more."""
 GLANCE_SECONDS: Final = 0.2
-REASON_CHARACTERS_MAX: Final = 300
+GIVEN_UP_MAX: Final = 2
+"""Grammars that took too long and are still worked on, before no other is begun."""
 
-_UNKNOWN_KEYWORDS: Final = re.compile(r"Unimplemented keys: \[(.*)\]")
+_LEAST_PRIORITY: Final = 19
 
 
 class Grammars:
@@ -44,9 +47,11 @@ class Grammars:
         self._compiling = Lock()
         self._keeping = Lock()
         self._kept: OrderedDict[str, Grammar | str] = OrderedDict()
+        self._given_up: list[Thread] = []
 
     def compile(self, text: str, place: Place) -> "Grammar":
-        """Of a text of `grammar_text`, or Lark. BadRequest, in the words of `place`, for one that cannot be served.
+        """Of a text of `grammar_text`, or Lark. BadRequest, in the words of `place`, for one that cannot be served;
+        Unavailable where too many others keep the compiler busy.
 
         One at a time, so that many big ones leave the engine its processors; what was refused is remembered too. Who
         asks for one that is there waits for nobody.
@@ -80,15 +85,32 @@ class Grammars:
                 self._kept.popitem(last=False)
 
     def _compiled_in_time(self, text: str) -> "Grammar | str":
-        """In a thread of its own, which cannot be ended: one that takes too long is left to come to its end."""
+        """In a thread of its own, which cannot be ended: one that takes too long is left to come to its end, with what
+        processors nobody else wants.
+        """
+        self._given_up = [thread for thread in self._given_up if thread.is_alive()]
+        if len(self._given_up) >= GIVEN_UP_MAX:
+            raise Unavailable(
+                f"No new grammar can be compiled now: {GIVEN_UP_MAX} others took too long and have not ended yet.",
+                code="server_error",
+            )
         clock: Future[int] = Future()
         made: Future[Grammar | str] = Future()
-        Thread(target=self._settle, args=(text, clock, made), name="grammar", daemon=True).start()
+        thread = Thread(target=self._settle, args=(text, clock, made), name="grammar", daemon=True)
+        thread.start()
         while _seconds_on(clock.result()) < COMPILE_SECONDS_MAX:
             with suppress(TimeoutError):
                 return made.result(GLANCE_SECONDS)
         logger.warning("grammar given up", extra={"characters": len(text), "seconds": COMPILE_SECONDS_MAX})
+        self._give_up(thread)
         return f"it takes more than {COMPILE_SECONDS_MAX:.0f} seconds to compile."
+
+    def _give_up(self, thread: Thread) -> None:
+        """On Linux, a priority is a thread's own."""
+        assert thread.native_id is not None, "it has begun"
+        with suppress(ProcessLookupError):  # it ended just now
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, _LEAST_PRIORITY)
+        self._given_up.append(thread)
 
     def _settle(self, text: str, clock: "Future[int]", made: "Future[Grammar | str]") -> None:
         clock.set_result(time.pthread_getcpuclockid(get_ident()))
@@ -102,8 +124,8 @@ class Grammars:
         if not self._writable.issuperset(text.encode()):
             return "it has characters that this model has no tokens for."
         matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            return _reason(matcher.get_error())
+        if (fault := fault_of(matcher)) is not None:
+            return fault
         try:
             return Grammar(matcher, self._lookahead)
         except NothingToSample:
@@ -191,12 +213,3 @@ def _limits() -> LLParserLimits:
         max_lexer_states=20_000,
         verbose_errors=False,
     )
-
-
-def _reason(problem: str) -> str:
-    """What llguidance says, in a line."""
-    if (unknown := _UNKNOWN_KEYWORDS.match(problem)) is not None:
-        return f"not permitted: {unknown[1].replace(chr(34), chr(39))}."
-    lines = problem.splitlines()
-    told = next((line for line in lines if line.startswith("error: ")), lines[0])
-    return f"{told.removeprefix('error: ')[:REASON_CHARACTERS_MAX].rstrip('.')}."

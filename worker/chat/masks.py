@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from llguidance import LLMatcher
 
+from worker.chat.grammar_faults import refuse_if_lost
 from worker.engine import NothingToSample
 from worker.engine.sampling import Mask
 
@@ -65,9 +66,3 @@ class Lookahead:
                 return self._waiting.popleft()
             self._working -= 1
             return None
-
-
-def refuse_if_lost(matcher: LLMatcher) -> None:
-    """A matcher in error would allow the end of the answer, in the middle of it."""
-    if matcher.is_error():
-        raise NothingToSample(f"the grammar cannot go on: {matcher.get_error().splitlines()[0][:300]}")

@@ -32,6 +32,20 @@ class Adjustment:
         self._held_back = tokens_min
         self._repeats = Repeats(prompt_ids if sampling.repetition_penalty != 1 else prompt_ids[:0])
 
+    @property
+    def biases(self) -> tuple[Ids, Logits]:
+        """The ids of tokens, each once, and what is added to the logit of each: -inf to those held back."""
+        if self._held_back <= 0:
+            return self._bias_ids, self._biases
+        is_kept = ~np.isin(self._bias_ids, self._stop_ids)
+        held = np.full(len(self._stop_ids), -np.inf, np.float32)
+        return np.concatenate([self._bias_ids[is_kept], self._stop_ids]), np.append(self._biases[is_kept], held)
+
+    @property
+    def repeats(self) -> "Repeats | None":
+        """What the penalties are for, if there are any."""
+        return self._repeats if self._sampling.is_penalised else None
+
     def apply(self, logits: Logits) -> None:
         """Change the logits [vocabulary] in place."""
         if len(self._bias_ids):

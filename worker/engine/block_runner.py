@@ -1,8 +1,8 @@
 """Runs the 8-bit graph of `worker.model.block_graph` on the CPU: all rows and pieces of several prompts at once."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,16 +10,16 @@ import onnxruntime as ort
 
 from worker.engine import memory
 from worker.engine import session as sessions
-from worker.engine.blocks import KINDS, BlockLayout, Blocks, NewTokens, RowBlocks, write_stretch
+from worker.engine.block_places import Inputs, Places, places_of
+from worker.engine.blocks import KINDS, BlockLayout, Blocks, Floats, NewTokens, RowBlocks, write_stretch
 from worker.engine.runner import Span
 from worker.engine.softmax import Logits
-from worker.model.block_graph import STAGES
+from worker.model.block_ports import STAGES
 
-Inputs = dict[str, npt.NDArray[Any]]
-"""Of the graph, by name."""
-
-_ROWS_MIN = 2
-"""The rows of a run, real or not: the reductions add the parts of a single row in another order."""
+LIFTED_MIN: Final = 8
+"""The fewest tokens ahead of a step that are worth a lift: `docs/performance.md`."""
+_HELD_MAX: Final = 64
+"""So many positions of the row may be turned back for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,50 +47,23 @@ class _Stage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Places:
-    """Where a run has its tokens: first `rows`, `empty` of which are nobody's, then each span's."""
+class _Lift:
+    """A row's next tokens where there are many: what it holds is turned back to `float32`, as it would lie in a stage,
+    and they are computed as a prompt's are, in the place of a stage that has nothing to do.
+    """
 
-    rows: int
-    empty: int
-    spans: tuple[tuple[Span, int, int], ...]
-    """Each with its start and its end."""
-
-    @property
-    def tokens(self) -> int:
-        return self.spans[-1][2] if self.spans else self.rows
-
-    @property
-    def ends(self) -> list[int]:
-        """The last tokens of prompts."""
-        return [end - 1 for span, _, end in self.spans if span.ends_prompt]
-
-    def inputs(self) -> Inputs:
-        """Who attends where: rows first, then each stage's span, which is made even by its last token once more:
-        what follows a token has no say in it, and the next piece overwrites it. A stage without a span gets the
-        first row, twice.
-        """
-        of_stage = {span.stage: (span.start, range(start, end)) for span, start, end in self.spans}
-        tokens, sizes, attended = [*range(self.rows)], [self.rows], [*range(self.tokens)]
-        lengths = []
-        for stage in range(STAGES):
-            before, own = of_stage.get(stage, (0, range(0)))
-            attended[own.start : own.stop] = range(len(tokens), len(tokens) + len(own))
-            given = [*own, *own[len(own) - len(own) % 2 :]] if own else [0, 0]
-            tokens += given
-            sizes.append(len(given))
-            lengths.append(before + len(given))
-        return {
-            "attention_tokens": np.array(tokens, np.int64),
-            "attention_sizes": np.array(sizes, np.int64),
-            "attended": np.array(attended, np.int64),
-            "stage_lengths": np.array(lengths, np.int32),
-        }
+    row: int
+    span: Span
+    float32: Floats
 
 
 class BlockRunner:
-    """A session, the rows' blocks and the stages. The methods are those of `Runner`."""
+    """A session, the rows' blocks and the stages. The methods are those of `Runner`.
 
-    mixes = True
+    What is fed ahead waits for the step, whose run takes it beside all else; the row's own token comes behind it.
+    """
+
+    mixes = is_exact = True
     stages = spans_max = STAGES
 
     def __init__(
@@ -106,10 +79,12 @@ class BlockRunner:
         self._blocks = Blocks(layout, sizes.blocks)
         self._cache = RowBlocks(self._blocks)
         self._stages = [_Stage(layout, sizes.context_tokens + 1) for _ in range(STAGES)]
-        self._nowhere = [_Stage(layout, 2) for _ in range(STAGES)]
+        self._ahead: dict[int, Sequence[int]] = {}
+        """Tokens that rows take in the next step before its own."""
+        self._nowhere = [_Stage(layout, 2).float32 for _ in range(STAGES)]
         """Where the tokens go that a stage without a span is given."""
         self._binding = session.io_binding()
-        self._bound_stages: list[_Stage | None] = [None] * STAGES
+        self._bound_stages: list[Floats | None] = [None] * STAGES
         self._bound_blocks = 0
         self._logits = np.empty((sizes.slots + STAGES, vocabulary), np.float32)
 
@@ -118,23 +93,28 @@ class BlockRunner:
         return self._cache.free * self._layout.tokens
 
     def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
-        rows = len(token_ids)
-        places = _places(spans, rows)
-        wanted = [*places.ends, *(row for row in range(rows) if row not in unread)]
-        self._bind_stages(spans)
-        inputs = self._tokens(places, token_ids) | places.inputs() | self._row_inputs(places)
-        inputs["logits_indices"] = np.array(wanted or [0], np.int64)
-        new = self._run(inputs)
-        if rows:
-            self._cache.append(new.part(0, rows))
-        for span, start, end in places.spans:
-            write_stretch(self._stages[span.stage].image, span.start, new.part(start, end))
-        return self._logits[: len(wanted)]
+        stretches = {row: [*ahead, token_ids[row]] for row, ahead in sorted(self._ahead.items())}
+        self._ahead.clear()
+        written = [row for row in range(len(token_ids)) if row not in stretches]
+        read = [row for row in range(len(token_ids)) if row not in unread]
+        idle = sorted(set(range(STAGES)) - {span.stage for span in spans})
+        apart = self._compute_apart(list(stretches.items())[len(idle) :], read)
+        lifts = [self._lift(stage, *stretch) for stage, stretch in zip(idle, stretches.items(), strict=False)]
+        logits = self._compute(spans, lifts, token_ids, written, [row for row in read if row not in apart])
+        if not apart:
+            return logits
+        ends = len(logits) + len(apart) - len(read)
+        places = [ends + read.index(row) - before for before, row in enumerate(apart)]
+        return np.insert(logits, places, list(apart.values()), axis=0)
 
-    def feeds(self, tokens: int) -> bool:  # noqa: ARG002  a run of the graph takes one token of a row
-        return False
+    def feeds(self, tokens: int, length: int) -> bool:
+        """By the text alone, because an answer's last bits depend on it."""
+        return tokens >= LIFTED_MIN and length <= tokens * _HELD_MAX
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
+        self._ahead[row] = token_ids
+
+    def rewind(self, row: int) -> None:
         raise NotImplementedError
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -149,14 +129,60 @@ class BlockRunner:
     def close(self) -> None:
         del self._session, self._binding, self._bound_stages, self._stages, self._nowhere, self._blocks, self._cache
 
-    def _tokens(self, places: _Places, token_ids: Sequence[int]) -> Inputs:
+    def _compute_apart(self, stretches: Sequence[tuple[int, list[int]]], read: Collection[int]) -> dict[int, Logits]:
+        """Where there are more rows than idle stages: take the others' tokens in runs of their own. The logits of those
+        that are read.
+        """
+        found: dict[int, Logits] = {}
+        for first in range(0, len(stretches), STAGES):
+            together = stretches[first : first + STAGES]
+            lifts = [self._lift(stage, *stretch) for stage, stretch in enumerate(together)]
+            rows = [row for row, _ in together if row in read]
+            found |= zip(rows, self._compute([], lifts, [], [], rows).copy(), strict=True)
+        return found
+
+    def _lift(self, stage: int, row: int, token_ids: Sequence[int]) -> _Lift:
+        length = self._cache.lengths[row]
+        span = Span(stage, length, np.array(token_ids, np.int64), ends_prompt=False)
+        return _Lift(row, span, self._cache.floats(row, length + len(token_ids) + 1))
+
+    def _compute(
+        self,
+        spans: Sequence[Span],
+        lifts: Sequence[_Lift],
+        token_ids: Sequence[int],
+        written: Sequence[int],
+        read: Sequence[int],
+    ) -> Logits:
+        """One run: the logits at the ends of prompts, then those of the rows `read`. Only the rows `written` keep the
+        token that they have in it.
+        """
+        places = places_of([*spans, *(lift.span for lift in lifts)], len(token_ids))
+        lasts = {lift.row: places.last(lift.span.stage) for lift in lifts}
+        wanted = [places.last(span.stage) for span in spans if span.ends_prompt]
+        wanted += [lasts.get(row, row) for row in read]
+        floats = {span.stage: self._stages[span.stage].float32 for span in spans}
+        self._bind_stages(floats | {lift.span.stage: lift.float32 for lift in lifts})
+        inputs = self._tokens(places, token_ids) | places.inputs() | self._row_inputs(places)
+        inputs["logits_indices"] = np.array(wanted or [0], np.int64)
+        new = self._run(inputs)
+        if written:
+            is_all = len(written) == len(token_ids)
+            self._cache.append(new.part(0, len(written)) if is_all else new.of(written), written)
+        for span, start, end in places.spans[: len(spans)]:
+            write_stretch(self._stages[span.stage].image, span.start, new.part(start, end))
+        for lift, (_, start, end) in zip(lifts, places.spans[len(spans) :], strict=True):
+            self._cache.extend(lift.row, new.part(start, end))
+        return self._logits[: len(wanted)]
+
+    def _tokens(self, places: Places, token_ids: Sequence[int]) -> Inputs:
         empty = [0] * places.empty
         ids = [np.array([*token_ids, *empty], np.int64), *(span.token_ids for span, _, _ in places.spans)]
         positions = [np.array([*(self._cache.lengths if token_ids else ()), *empty], np.int64)]
         positions += [np.arange(span.start, span.start + len(span.token_ids)) for span, _, _ in places.spans]
         return {"input_ids": np.concatenate(ids), "position_ids": np.concatenate(positions)[np.newaxis]}
 
-    def _row_inputs(self, places: _Places) -> Inputs:
+    def _row_inputs(self, places: Places) -> Inputs:
         if places.empty == places.rows:
             return {
                 "block_rows": np.zeros(1, np.int64),
@@ -184,19 +210,17 @@ class BlockRunner:
         sessions.run(self._session, binding)
         return self._new_tokens(new, new_scale)
 
-    def _bind_stages(self, spans: Sequence[Span]) -> None:
-        """Bind the stages of these spans and for the others nowhere, as far as it changed: one takes about 1 ms."""
-        stages = list(self._nowhere)
-        for span in spans:
-            stages[span.stage] = self._stages[span.stage]
-        for number, stage in enumerate(stages):
-            if self._bound_stages[number] is not stage:
-                self._bound_stages[number] = stage
-                self._bind_stage(number, stage)
+    def _bind_stages(self, used: Mapping[int, Floats]) -> None:
+        """Bind these stages and for the others nowhere, as far as it changed: one takes about 1 ms."""
+        for number, nowhere in enumerate(self._nowhere):
+            floats = used.get(number, nowhere)
+            if self._bound_stages[number] is not floats:
+                self._bound_stages[number] = floats
+                self._bind_stage(number, floats)
 
-    def _bind_stage(self, number: int, stage: _Stage) -> None:
-        shape = (1, *stage.float32.shape[1:])
-        for index, array in enumerate(stage.float32):
+    def _bind_stage(self, number: int, floats: Floats) -> None:
+        shape = (1, *floats.shape[1:])
+        for index, array in enumerate(floats):
             name = f"{number}.{index // 2}.{('key', 'value')[index % 2]}"
             self._binding.bind_input(f"stages.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
             self._binding.bind_output(f"present.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
@@ -225,9 +249,3 @@ class BlockRunner:
         return NewTokens(
             eighths[:, :, queries:values], eighths[:, :, values:], scales[:, :, queries:values], scales[:, :, values:]
         )
-
-
-def _places(spans: Sequence[Span], rows: int) -> _Places:
-    padded = max(rows, _ROWS_MIN)
-    ends = np.cumsum([padded, *(len(span.token_ids) for span in spans)]).tolist()
-    return _Places(padded, padded - rows, tuple(zip(spans, ends, ends[1:], strict=False)))

@@ -4,6 +4,7 @@ Block 0 is nobody's: it fills up rows that have fewer blocks than others. A row'
 after it, in any order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,11 @@ from worker.engine.errors import OutOfBlocks
 
 Bytes = npt.NDArray[np.uint8]
 Scales = npt.NDArray[np.float32]
+
+Floats = npt.NDArray[np.float32]
+
+_ZERO: Final = np.float32(128)
+"""What stands for zero among numbers without a sign."""
 
 KINDS: Final = ("key", "value", "key_scale", "value_scale")
 
@@ -64,6 +70,22 @@ class Blocks:
         for mine, theirs in zip(self.arrays, source.arrays, strict=True):
             mine[:, target:end] = theirs[:, places]
 
+    def write(self, block: int, offset: int, new: "NewTokens") -> None:
+        """Put neighbouring tokens into a block, at `offset`."""
+        end = offset + new.tokens
+        self.key[:, block, :, :, offset:end] = new.key.transpose(0, 2, 3, 1)
+        self.value[:, block, :, offset:end] = new.value.transpose(0, 2, 1, 3)
+        self.key_scale[:, block, :, 0, offset:end] = new.key_scale.transpose(0, 2, 1)
+        self.value_scale[:, block, :, 0, offset:end] = new.value_scale.transpose(0, 2, 1)
+
+    def read(self, block: int, tokens: int) -> tuple[Floats, Floats]:
+        """Keys and values of the first tokens of a block in float32, [layers, kv_heads, tokens, head_size] each."""
+        key = self.key[:, block, :, :, :tokens].transpose(0, 1, 3, 2) - _ZERO
+        value = self.value[:, block, :, :tokens] - _ZERO
+        key *= self.key_scale[:, block, :, 0, :tokens, np.newaxis]
+        value *= self.value_scale[:, block, :, 0, :tokens, np.newaxis]
+        return key, value
+
     def forget_after(self, block: int, tokens: int) -> None:
         """What lies behind the first `tokens` of a block must have no say in how finely it is rounded."""
         self.value_scale[:, block, :, :, tokens:] = 0
@@ -78,6 +100,16 @@ class NewTokens:
     key_scale: Scales
     value_scale: Scales
 
+    @property
+    def tokens(self) -> int:
+        return int(self.key.shape[1])
+
+    def of(self, tokens: Sequence[int]) -> "NewTokens":
+        """Those of some tokens."""
+        return NewTokens(
+            self.key[:, tokens], self.value[:, tokens], self.key_scale[:, tokens], self.value_scale[:, tokens]
+        )
+
     def part(self, start: int, stop: int) -> "NewTokens":
         return NewTokens(
             self.key[:, start:stop],
@@ -90,16 +122,12 @@ class NewTokens:
 def write_stretch(blocks: Blocks, start: int, new: NewTokens) -> None:
     """Put neighbouring tokens at the positions from `start` on of blocks that hold one sequence from block 0."""
     size = blocks.layout.tokens
-    done, count = 0, new.key.shape[1]
+    done, count = 0, new.tokens
     while done < count:
         block, offset = divmod(start + done, size)
         part = new.part(done, min(count, done + size - offset))
-        end = offset + part.key.shape[1]
-        blocks.key[:, block, :, :, offset:end] = part.key.transpose(0, 2, 3, 1)
-        blocks.value[:, block, :, offset:end] = part.value.transpose(0, 2, 1, 3)
-        blocks.key_scale[:, block, :, 0, offset:end] = part.key_scale.transpose(0, 2, 1)
-        blocks.value_scale[:, block, :, 0, offset:end] = part.value_scale.transpose(0, 2, 1)
-        done += end - offset
+        blocks.write(block, offset, part)
+        done += part.tokens
 
 
 class RowBlocks:
@@ -145,17 +173,42 @@ class RowBlocks:
         self._lengths.append(length)
         return row
 
-    def append(self, new: NewTokens) -> None:
-        """One more token for every row, in their order."""
+    def append(self, new: NewTokens, rows: Sequence[int]) -> None:
+        """One more token for each of some rows, in their order."""
         size, blocks = self._tokens, self._blocks
-        places = [self._room(row, length) for row, length in enumerate(self._lengths)]
-        block = np.array(places)
-        offset = np.array(self._lengths) % size
+        lengths = [self._lengths[row] for row in rows]
+        block = np.array([self._room(row, length) for row, length in zip(rows, lengths, strict=True)])
+        offset = np.array(lengths) % size
         blocks.key[:, block, :, :, offset] = new.key.transpose(1, 0, 2, 3)
         blocks.value[:, block, :, offset] = new.value.transpose(1, 0, 2, 3)
         blocks.key_scale[:, block, :, 0, offset] = new.key_scale.transpose(1, 0, 2)
         blocks.value_scale[:, block, :, 0, offset] = new.value_scale.transpose(1, 0, 2)
-        self._lengths = [length + 1 for length in self._lengths]
+        for row in rows:
+            self._lengths[row] += 1
+
+    def extend(self, row: int, new: NewTokens) -> None:
+        """More tokens for one row."""
+        done = 0
+        while done < new.tokens:
+            length = self._lengths[row]
+            offset = length % self._tokens
+            part = new.part(done, min(new.tokens, done + self._tokens - offset))
+            self._blocks.write(self._room(row, length), offset, part)
+            self._lengths[row] += part.tokens
+            done += part.tokens
+
+    def floats(self, row: int, room: int) -> Floats:
+        """[2 * layers, kv_heads, room, head_size]: each layer's keys, then its values, of what a row holds, with room
+        for more.
+        """
+        layout = self._blocks.layout
+        floats = np.empty((2 * layout.layers, layout.kv_heads, room, layout.head_size), np.float32)
+        for place, block in enumerate(self._owned[row]):
+            start, tokens = place * self._tokens, self._filled(row, place)
+            floats[::2, :, start : start + tokens], floats[1::2, :, start : start + tokens] = self._blocks.read(
+                block, tokens
+            )
+        return floats
 
     def remove(self, row: int) -> None:
         """Give a row's blocks back; the last row takes its number, the last blocks take their places."""

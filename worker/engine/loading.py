@@ -1,25 +1,29 @@
 """Makes an engine of a model folder: opens its graph, takes the memory, picks the device."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 import onnxruntime as ort
 
 from worker.engine.block_runner import BlockRunner, BlockSizes
 from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
-from worker.engine.errors import EngineError, OutOfSlots
+from worker.engine.errors import EngineError, OutOfMemory, OutOfSlots
 from worker.engine.paged import gpu, opening
 from worker.engine.runner import Runner
 from worker.engine.session import has_cuda, open_session
 from worker.engine.settings import Device, EngineSettings
 from worker.engine.slot_runner import SlotRunner, cache_element
-from worker.engine.slots import CudaSlots, HostSlots, Layout
-from worker.model.block_graph import BLOCK, STAGES
+from worker.engine.slots import DeviceSlots, HostSlots, Layout, Slots
+from worker.model.block_ports import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.paged_graph import is_paged
 from worker.model.precision import Precision
+
+logger = logging.getLogger(__name__)
 
 _DEVICE_BYTES = 4 * 2**30
 _PAGED_CHUNK_TOKENS: Final = 8_192
@@ -46,27 +50,24 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> Runner:
         return opening.open_runner(model, settings)
     if settings.device is Device.CUDA and is_eighths:
         raise EngineError(f"{model.name} is stored in int8, which is for CPUs; add it again with --precision bf16")
-    use_cuda = not is_eighths and _is_cuda_chosen(settings.device)
-    if use_cuda:
+    if not is_eighths and _is_cuda_chosen(settings.device, model.name):
+        return _slots_on_cuda(model, settings)
+    session = open_session(model.graph_path, threads=settings.threads)
+    return _block_runner(session, model, settings) if is_eighths else _slots_on_host(session, model, settings)
+
+
+def _is_cuda_chosen(device: Device, name: str) -> bool:
+    """Whether to use the GPU, of those models that could do without. Why it is not used is told once."""
+    if device in (Device.CPU, Device.CUDA):
+        return device is Device.CUDA
+    if device is Device.AUTO and has_cuda():
+        return True  # and then it is an error if it cannot be used
+    try:
         gpu.require()
-    session = open_session(model.graph_path, threads=settings.threads, use_cuda=use_cuda)
-    if is_eighths:
-        return _block_runner(session, model, settings)
-    return _slot_runner(session, model, settings, use_cuda=use_cuda)
-
-
-def _is_cuda_chosen(device: Device) -> bool:
-    """Whether to use the GPU, of those models that could do without."""
-    match device:
-        case Device.CPU:
-            return False
-        case Device.CUDA:
-            return True
-        case Device.AUTO:
-            return has_cuda()
-        case Device.ANY:
-            return gpu.is_usable()
-    assert_never(device)
+    except gpu.GpuUnusable as error:
+        logger.info("model runs on the CPU", extra={"model": name, "reason": str(error)})
+        return False
+    return True
 
 
 def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings) -> BlockRunner:
@@ -85,8 +86,29 @@ def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: E
     return BlockRunner(session, layout, sizes, spec.heads, spec.vocabulary)
 
 
+def _slots_on_cuda(model: ModelFolder, settings: EngineSettings) -> SlotRunner:
+    memory = gpu.open_memory(needs_bf16=False)
+    session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=False)
+
+    def take(layout: Layout, count: int) -> Slots:
+        try:
+            return DeviceSlots(layout, count, memory)
+        except OutOfMemory as error:
+            raise gpu.GpuUnusable(gpu.cure_of(error)) from error
+
+    return _slot_runner(session, model, settings, settings.kv_bytes_max or _DEVICE_BYTES, take)
+
+
+def _slots_on_host(session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings) -> SlotRunner:
+    return _slot_runner(session, model, settings, settings.kv_bytes_max or _free_bytes() // 2, HostSlots)
+
+
 def _slot_runner(
-    session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings, *, use_cuda: bool
+    session: ort.InferenceSession,
+    model: ModelFolder,
+    settings: EngineSettings,
+    granted: int,
+    take: Callable[[Layout, int], Slots],
 ) -> SlotRunner:
     spec = model.spec
     layout = Layout(
@@ -96,13 +118,11 @@ def _slot_runner(
         length=min(spec.context_length, settings.context_tokens_max),
         element=cache_element(session),
     )
-    granted = settings.kv_bytes_max or (_DEVICE_BYTES if use_cuda else _free_bytes() // 2)
     count = layout.slots_within(granted, settings.slots_max + settings.stages)
     stages = min(settings.stages, count - 1)
     if not stages:
         raise OutOfSlots(2 * layout.slot_bytes, granted)
-    slots = CudaSlots(layout, count, device_id=0) if use_cuda else HostSlots(layout, count)
-    return SlotRunner(session, slots, stages, spec.vocabulary)
+    return SlotRunner(session, take(layout, count), stages, spec.vocabulary)
 
 
 def _free_bytes() -> int:

@@ -1,11 +1,14 @@
 """Carries out one step after the other: plans, runs, reads it. One thread owns it; it knows no locks."""
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import compress, islice
 from time import monotonic
 from typing import ParamSpec, TypeVar
+
+import numpy as np
 
 from worker.engine import next_token, scheduler
 from worker.engine.errors import OutOfMemory
@@ -16,10 +19,10 @@ from worker.engine.rows import DeviceRows
 from worker.engine.runner import Runner, Span
 from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
-from worker.engine.softmax import Logits
+from worker.engine.softmax import Ids, Logits
 from worker.engine.stages import Stages, shared
 from worker.engine.ticket import Ticket
-from worker.engine.waiting import Entry, WaitingLine
+from worker.engine.waiting import Entry, WaitingLine, entries_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +38,21 @@ class _Row:
 
     ticket: Ticket
     choice: Choice
-    fed: int = 0
+    beginning: Ids
+    """What was computed at once: the prompt and what the choice must begin with."""
+    fed: int
+    drawn_at: int | None = None
+    """Where on the device its next token is, until that is read. It may be in the cache before."""
 
     @property
     def length(self) -> int:
         """Positions in the KV cache."""
         return self.choice.prompt_tokens + self.fed
+
+    @property
+    def is_going_on(self) -> bool:
+        """It has not ended, and somebody wants it."""
+        return self.choice.finish_reason is None and not self.ticket.is_settled
 
     @property
     def awaits_token(self) -> bool:
@@ -52,6 +64,22 @@ class _Row:
         """The tokens that go into the cache next: one as a rule; more where some were forced or are written again."""
         return self.choice.token_ids[self.fed :]
 
+    @property
+    def stretch(self) -> int:
+        """How many of them were drawn and forced together."""
+        stretches = self.choice.stretches
+        return stretches[bisect_right(stretches, self.fed)] - self.fed
+
+    @property
+    def next_id(self) -> int:
+        """The first of them, or of one that is still being drawn what `Runner.step` takes in its place."""
+        return self.choice.token_ids[self.fed] if self.drawn_at is None else -1 - self.drawn_at
+
+    @property
+    def ends_with_next(self) -> bool:
+        """The token that is being drawn is the last that it may have."""
+        return self.drawn_at is not None and len(self.choice.token_ids) + 1 == self.choice.tokens_max
+
 
 @dataclass(slots=True, eq=False)
 class _Work:
@@ -61,6 +89,15 @@ class _Work:
     begun: Begun
     expected_tokens: int
     """What each choice is likely to take until it ends."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Computed:
+    """What a step gave: the logits of some rows."""
+
+    logits: Logits | DeviceRows
+    rows: list[_Row]
+    prompt_tokens: int
 
 
 class Loop:
@@ -75,38 +112,62 @@ class Loop:
         self._lengths = Lengths()
         self._works: list[_Work] = []
         self._rows: list[_Row] = []
+        self._drawn: tuple[next_token.Drawn, list[_Row]] | None = None
+        """Tokens that are on their way from a device, and whose they are."""
         self._runner_seconds = 0.0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._rows or self._works) or len(self._waiting) > 0
+        return bool(self._rows or self._works or self._drawn) or len(self._waiting) > 0
 
     def add(self, ticket: Ticket) -> None:
-        """Let a prompt wait for its rows."""
+        """Let a prompt wait for its rows. What its choices must begin with is computed with it; one that has come to
+        its end by that needs no row.
+        """
         if not self.has_work:
             self._budget = self._granted
-        self._waiting.add(Entry(ticket, ticket.sequences, ticket.token_ids))
+        try:
+            _open(ticket.sequences)
+        except Exception as error:  # noqa: BLE001  a watcher is others' code
+            self._fail(ticket, error)
+            return
+        output_tokens = sum(choice.output_tokens for choice in ticket.sequences)
+        self.progress = replace(self.progress, output_tokens=self.progress.output_tokens + output_tokens)
+        for entry in entries_of(ticket):
+            self._waiting.add(entry)
+        ticket.resolve_if_complete()
 
     def beat(self) -> None:
         """Show that the thread is awake, with what it has to do."""
         self.progress = replace(self.progress, waiting=len(self._waiting), running=self._running, beat_at=monotonic())
 
     def step(self) -> None:
-        """Compute the next step; an exception out of here is the runner's, and the end of the engine."""
+        """Compute the next step; an exception out of here is the runner's, and the end of the engine.
+
+        Where tokens are drawn on a device, the step begins before those of the one before are read, and they are read
+        before more are drawn: so the device need not wait for anybody, and whatever a token is drawn after is known.
+        Who ends with a token that was not known to be the last is in one step too many, and what that gives is not
+        read. Where rows must leave for want of room, tokens are read first.
+        """
         began = monotonic()
         while (work := self._admit()) is not None:
             self._works.append(work)
+        if self._drawn is not None:
+            self._remove([number for number, row in enumerate(self._rows) if row.ends_with_next])
         step = scheduler.plan([work.begun for work in self._works], len(self._rows), self._budget)
-        if step is None:
+        if step is None or (self._drawn is not None and self._needed(step) > self._runner.free_tokens):
             self._check_idle()
+            self._count(began, output_tokens=self._read())
             return
         self._make_room(step)
         try:
-            prompt_tokens, output_tokens = self._carry_out(step)
+            computed = self._compute(step)
         except OutOfMemory as error:
+            self._count(began, output_tokens=self._read())
             self._halve(error)
             return
-        self._count(began, prompt_tokens, output_tokens)
+        output_tokens = self._read() + self._draw(computed)
+        self._count(began, steps=1, prompt_tokens=computed.prompt_tokens, output_tokens=output_tokens)
 
     def drop(self, ticket: Ticket, error: BaseException) -> None:
         """Take a prompt out, wherever it is: its future gets the error, unless it was cancelled."""
@@ -119,7 +180,8 @@ class Loop:
 
     def drop_all(self, error: BaseException) -> None:
         """Take every prompt out."""
-        inside = {row.ticket for row in self._rows} | {work.entry.ticket for work in self._works}
+        drawn = self._drawn[1] if self._drawn is not None else []
+        inside = {row.ticket for row in [*self._rows, *drawn]} | {work.entry.ticket for work in self._works}
         for ticket in inside | {entry.ticket for entry in self._waiting}:
             self.drop(ticket, error)
 
@@ -145,7 +207,7 @@ class Loop:
         if not entry.choices:
             self._waiting.pop()
         if entering.choices[0] is entry.ticket.sequences[0] and not entry.is_back:
-            entry.ticket.cached_tokens = begun.computed
+            entry.ticket.cached_tokens = min(begun.computed, entry.ticket.prompt_tokens)
         return _Work(entering, begun, expected)
 
     def _entrance(self, entry: Entry, expected_tokens: int) -> Entrance | None:
@@ -197,18 +259,18 @@ class Loop:
     def _send_back(self, row: int) -> None:
         """Let a choice wait again."""
         seat = self._rows[row]
-        self._waiting.put_first(Entry(seat.ticket, [seat.choice], seat.ticket.token_ids, is_back=True))
+        self._waiting.put_first(Entry(seat.ticket, [seat.choice], seat.beginning, is_back=True))
         self._remove([row])
 
-    def _carry_out(self, step: Step) -> tuple[int, int]:
-        """Run a step and hand out what it gave; the tokens of prompts and of answers in it."""
+    def _compute(self, step: Step) -> _Computed:
+        """Run a step; on a device it may only have begun."""
         works = {work.begun.stage: work for work in self._works}
         pieces = [(works[piece.begun.stage], piece) for piece in step.pieces]
         spans = [_span(work, piece) for work, piece in pieces]
         written = list(self._rows) if step.writes else []
         self._feed_ahead(written)
         unread = {number for number, row in enumerate(written) if len(row.unfed) > 1}
-        logits = self._run(self._runner.step, spans, [row.unfed[0] for row in written], unread)
+        logits = self._run(self._runner.step, spans, [row.next_id for row in written], unread)
         for row in written:
             row.fed += 1
         entered, counts = [], []
@@ -222,11 +284,7 @@ class Loop:
         computed = [*entered, *(row for number, row in enumerate(written) if number not in unread)]
         if len(entered) > len(counts):
             logits = logits.repeat([*counts, *[1] * (len(computed) - len(entered))], axis=0)
-        reading = [row for row in computed if row.awaits_token]
-        if len(reading) < len(computed):
-            logits = logits[[row.awaits_token for row in computed]]
-        output_tokens = self._read(logits, reading) if reading else 0
-        return sum(len(span.token_ids) for span in spans), output_tokens
+        return _Computed(logits, computed, sum(len(span.token_ids) for span in spans))
 
     def _feed_ahead(self, rows: Sequence[_Row]) -> None:
         """Where the runner is the faster for it, take all tokens that a row has into it but the last."""
@@ -237,26 +295,67 @@ class Loop:
 
     def _ahead(self, row: _Row) -> int:
         """How many tokens a row takes before a step, which gives it one more."""
-        ahead = min(len(row.unfed) - 1, self._budget.chunk_tokens)
-        return ahead if ahead > 0 and self._runner.feeds(ahead) else 0
+        if row.drawn_at is not None:
+            return 0
+        is_exact = self._runner.is_exact
+        ahead = row.stretch - 1 if is_exact else min(len(row.unfed) - 1, self._budget.chunk_tokens)
+        return ahead if ahead > 0 and self._runner.feeds(ahead, row.length) else 0
 
     def _place(self, work: _Work) -> list[_Row]:
         """Give each choice of a computed prompt its row."""
         self._works.remove(work)
-        entered = [_Row(work.entry.ticket, choice) for choice in work.entry.choices]
+        entry = work.entry
+        forced = entry.prompt_tokens - entry.ticket.prompt_tokens
+        entered = [_Row(entry.ticket, choice, entry.token_ids, fed=forced) for choice in entry.choices]
         for row in entered:
-            number = self._run(self._runner.place, work.begun.stage, work.entry.prompt_tokens)
+            number = self._run(self._runner.place, work.begun.stage, entry.prompt_tokens)
             if number != len(self._rows):
                 raise RuntimeError(f"the runner counts {number} rows, the engine {len(self._rows)}")
             self._rows.append(row)
         return entered
 
-    def _read(self, logits: Logits | DeviceRows, written: Sequence[_Row]) -> int:
-        """Draw and hand out the next tokens of rows whose logits these are, and tell how many; those that end give
-        their row back.
+    def _draw(self, computed: _Computed) -> int:
+        """Draw the next tokens of those rows that want one. They are handed out at once, and counted, or are on their
+        way then.
         """
-        before = sum(row.choice.output_tokens for row in written)
-        outcomes = next_token.advance(logits, [row.choice for row in written])
+        logits, rows = computed.logits, [row for row in computed.rows if row.awaits_token]
+        if not rows:
+            return 0
+        if len(rows) < len(computed.rows):
+            logits = logits[[row.awaits_token for row in computed.rows]]
+        choices = [row.choice for row in rows]
+        if isinstance(logits, np.ndarray):
+            before = _output_tokens(rows)
+            return self._hand_out(rows, next_token.advance(logits, choices)) - before
+        drawn = next_token.begin(logits, choices)
+        for row, place in zip(rows, drawn.drawing.places.tolist(), strict=True):
+            row.drawn_at = place
+        self._drawn = drawn, rows
+        return 0
+
+    def _read(self) -> int:
+        """Wait for what is being drawn, hand it out, and count it. A row that was fed another token than it got in the
+        end, since the device was not sure, goes back by that token.
+        """
+        if self._drawn is None:
+            return 0
+        (drawn, rows), self._drawn = self._drawn, None
+        self._run(drawn.drawing.wait)
+        are_left = [row.is_going_on for row in rows]
+        left = list(compress(rows, are_left))
+        before, known = _output_tokens(left), [len(row.choice.token_ids) for row in rows]
+        outcomes = next_token.accept(
+            drawn, [row.choice if is_left else None for row, is_left in zip(rows, are_left, strict=True)]
+        )
+        for row, count, fed in zip(rows, known, drawn.drawing.fed.tolist(), strict=True):
+            row.drawn_at = None
+            if row.fed > count and row.is_going_on and row.choice.token_ids[count : count + 1] != [fed]:
+                self._run(self._runner.rewind, self._rows.index(row))
+                row.fed -= 1
+        return self._hand_out(left, list(compress(outcomes, are_left))) - before
+
+    def _hand_out(self, written: Sequence[_Row], outcomes: Sequence[Exception | None]) -> int:
+        """See who has ended with a token: those give their row back. Gives the tokens that all have now."""
         for row, error in zip(written, outcomes, strict=True):
             if error is not None:
                 self._fail(row.ticket, error)
@@ -267,7 +366,7 @@ class Loop:
         for row in written:
             if row.choice.finish_reason:
                 row.ticket.resolve_if_complete()
-        return sum(row.choice.output_tokens for row in written) - before
+        return _output_tokens(written)
 
     def _close(self, row: _Row) -> None:
         try:
@@ -298,13 +397,13 @@ class Loop:
 
     def _check_idle(self) -> None:
         """With nothing to do, nothing may be held: a row lost here would be lost for good."""
-        if self.has_work:
+        if self.has_work and self._drawn is None:
             raise RuntimeError(f"no step was planned with {len(self._waiting)} prompts waiting")
 
-    def _count(self, began: float, prompt_tokens: int, output_tokens: int) -> None:
+    def _count(self, began: float, *, steps: int = 0, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
         now, before = monotonic(), self.progress
         self.progress = Progress(
-            steps=before.steps + 1,
+            steps=before.steps + steps,
             prompt_tokens=before.prompt_tokens + prompt_tokens,
             output_tokens=before.output_tokens + output_tokens,
             busy_seconds=before.busy_seconds + now - began,
@@ -315,9 +414,21 @@ class Loop:
         )
 
 
+def _open(choices: Sequence[Choice]) -> None:
+    """Let choices take what they must begin with; those that end by that are closed."""
+    for choice in choices:
+        choice.open()
+        if choice.finish_reason:
+            choice.close()
+
+
 def _span(work: _Work, piece: Piece) -> Span:
     token_ids = work.entry.token_ids[piece.start : piece.stop]
     return Span(piece.begun.stage, piece.start, token_ids, ends_prompt=piece.ends_prompt)
+
+
+def _output_tokens(rows: Sequence[_Row]) -> int:
+    return sum(row.choice.output_tokens for row in rows)
 
 
 def _close_quietly(choice: Choice) -> None:

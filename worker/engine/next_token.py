@@ -5,41 +5,70 @@ back, penalties (`adjustment`) -> the watcher's mask -> temperature, truncation,
 it, but that there a grammar's mask comes first of all, so that log-probabilities are of what it leaves.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from worker.engine import logprobs, sampling
 from worker.engine.errors import NothingToSample
-from worker.engine.rows import DeviceRows
+from worker.engine.logprobs import TokenLogprob
+from worker.engine.rows import UNSURE, DeviceRows, Drawing, Wish
 from worker.engine.sampling import Mask
 from worker.engine.sequence import Sequence as Choice
 from worker.engine.softmax import Ids, Logits
 
 
-def advance(logits: Logits | DeviceRows, choices: Sequence[Choice]) -> list[Exception | None]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The next tokens of some choices, on their way from a device; the masks they were drawn under, and the errors of
+    watchers that raised one.
+    """
+
+    drawing: Drawing
+    masks: list[Mask | None]
+    outcomes: list[Exception | None]
+
+
+def advance(logits: Logits, choices: Sequence[Choice]) -> list[Exception | None]:
     """For each row of logits [rows, vocabulary], draw the next token of its choice and let it accept it.
 
     The outcome of a row is the error that its prompt fails with, NothingToSample or what a watcher raised, or
     else None: then `choice.finish_reason` tells if it has ended. Writes into logits. A row's outcome depends
-    on its own logits and choice alone. Of rows that lie on a device, those come here whose logits are changed or told.
+    on its own logits and choice alone.
     """
     masks, outcomes = _masks(choices)
-    if isinstance(logits, np.ndarray):
-        _advance_here(logits, choices, masks, outcomes)
-        return outcomes
-    are_plain = [mask is None and _is_plain(choice) for mask, choice in zip(masks, choices, strict=True)]
-    plain = [row for row, is_plain in enumerate(are_plain) if is_plain]
-    others = [row for row, is_plain in enumerate(are_plain) if not is_plain]
-    drawn = logits.draw(plain, [choices[row].next_draw for row in plain]).tolist() if plain else []
-    if others:
-        fetched = [outcomes[row] for row in others]
-        _advance_here(logits.fetch(others), [choices[row] for row in others], [masks[row] for row in others], fetched)
-        for row, outcome in zip(others, fetched, strict=True):
-            outcomes[row] = outcome
-    for row, token in zip(plain, drawn, strict=True):
-        if outcomes[row] is None:
-            outcomes[row] = _take(choices[row], token, None)
+    _advance_here(logits, choices, masks, outcomes)
+    return outcomes
+
+
+def begin(rows: DeviceRows, choices: Sequence[Choice]) -> Drawn:
+    """As `advance`, of rows that lie on a device, but that nobody waits for the tokens."""
+    masks, outcomes = _masks(choices)
+    wishes = [
+        Wish(choice.next_draw, choice.adjustment, mask, choice.top_logprobs)
+        for choice, mask in zip(choices, masks, strict=True)
+    ]
+    return Drawn(rows.draw(wishes), masks, outcomes)
+
+
+def accept(drawn: Drawn, choices: Sequence[Choice | None]) -> list[Exception | None]:
+    """Let the choices accept what was drawn, those in whose places there is none any more left out. What the device
+    was not sure of is drawn here.
+    """
+    drawing, outcomes = drawn.drawing, list(drawn.outcomes)
+    drawing.wait()
+    tokens = drawing.tokens.tolist()
+    for row, choice in enumerate(choices):
+        if choice is not None and outcomes[row] is None and tokens[row] != UNSURE:
+            top = choice.top_logprobs
+            tell = partial(drawing.logprob, row, top) if top is not None else None
+            outcomes[row] = _take(choice, tokens[row], tell)
+    left = {row: choice for row, choice in enumerate(choices) if choice is not None and tokens[row] == UNSURE}
+    if left:
+        errors = [outcomes[row] for row in left]
+        _advance_here(drawing.fetch(list(left)), list(left.values()), [drawn.masks[row] for row in left], errors)
+        for row, error in zip(left, errors, strict=True):
+            outcomes[row] = error
     return outcomes
 
 
@@ -53,11 +82,6 @@ def _masks(choices: Sequence[Choice]) -> tuple[list[Mask | None], list[Exception
         except Exception as error:  # noqa: BLE001  a watcher is others' code
             outcomes[row] = error
     return masks, outcomes
-
-
-def _is_plain(choice: Choice) -> bool:
-    """Nothing is changed in its logits, and nothing of them told."""
-    return choice.adjustment is None and choice.top_logprobs is None
 
 
 def _advance_here(
@@ -77,7 +101,8 @@ def _advance_here(
     tokens = sampling.sample(logits, draws, among).tolist()
     for row, choice in enumerate(choices):
         if outcomes[row] is None:
-            outcomes[row] = _take(choice, tokens[row], raw.get(row))
+            tell = partial(logprobs.read, raw[row], tokens[row], choice.top_logprobs or 0) if row in raw else None
+            outcomes[row] = _take(choice, tokens[row], tell)
 
 
 def _prepare(logits: Logits, choice: Choice, mask: Mask | None) -> Ids | None:
@@ -87,13 +112,12 @@ def _prepare(logits: Logits, choice: Choice, mask: Mask | None) -> Ids | None:
     return None if mask is None else sampling.allow(logits, mask)
 
 
-def _take(choice: Choice, token: int, raw: Logits | None) -> Exception | None:
-    """Hand a choice its token, with what the model thought of it if the row as it came is at hand."""
+def _take(choice: Choice, token: int, tell: Callable[[], TokenLogprob] | None) -> Exception | None:
+    """Hand a choice its token, with what the model thought of it if that is asked for."""
     try:
         if token == sampling.NO_TOKEN:
             raise NothingToSample("no token can follow: all are masked, or the logits are not numbers")
-        logprob = None if raw is None else logprobs.read(raw, token, choice.top_logprobs or 0)
-        choice.accept(token, logprob)
+        choice.accept(token, tell() if tell is not None else None)
     except Exception as error:  # noqa: BLE001  a watcher is others' code
         return error
     return None

@@ -32,7 +32,7 @@ class Watcher(Protocol):
         ...
 
     def accept(self, token_id: int) -> bool:
-        """Take a token that was drawn; False ends the choice with it. Stop tokens are not shown."""
+        """Take a token that was drawn or forced; False ends the choice with it. Stop tokens are not shown."""
         ...
 
     def forced(self) -> Sequence[int]:

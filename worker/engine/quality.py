@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from worker.engine import english
 from worker.engine.loading import open_runner
 from worker.engine.rows import DeviceRows
 from worker.engine.runner import Runner, Span
 from worker.engine.settings import EngineSettings
 from worker.engine.softmax import Logits
+from worker.model import english
 from worker.model.folder import ModelFolder
 
 _BEGINNING = 64

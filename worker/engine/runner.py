@@ -27,12 +27,20 @@ class Runner(Protocol):
 
     Logits are float32 [rows, vocabulary] in host memory, or stay on the device. They belong to the caller, who may
     write into them, until the next step. Any exception but OutOfBlocks and OutOfMemory means that the cache can no
-    longer be trusted.
+    longer be trusted. Where logits stay on the device, a step may return before it is computed, and what fails in it
+    then fails in a later call.
     """
 
     @property
     def mixes(self) -> bool:
         """A step computes a prompt and rows for hardly more than their sum, so there is no need to wait."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """An answer is the same to the last bit in any crowd: so which of its tokens are taken together must depend on
+        nothing else, also where it is written again.
+        """
         ...
 
     @property
@@ -77,18 +85,22 @@ class Runner(Protocol):
 
         `token_ids` holds the rows' next tokens, in their order, or nothing. A row of logits for each span that
         ends its prompt, then one for each of token_ids but those of the rows `unread`. OutOfMemory leaves all as it
-        was before.
+        was before. Of a token that is still being drawn on the device, -1 - place of its `Drawing`.
         """
         ...
 
-    def feeds(self, tokens: int) -> bool:
-        """Whether so many tokens of one row are better fed ahead of a step than one in each step."""
+    def feeds(self, tokens: int, length: int) -> bool:
+        """Whether so many tokens of one row, which holds `length`, are better fed ahead of a step than one in each."""
         ...
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
-        """Take tokens into a row, after which nobody wants logits; only where `feeds` says so. OutOfMemory leaves all
-        as it was before.
+        """Take tokens into a row, after which nobody wants logits; only where `feeds` says so, and right before a step.
+        OutOfMemory leaves all as it was before.
         """
+        ...
+
+    def rewind(self, row: int) -> None:
+        """Forget the last position of a row, which the next step writes anew; where logits stay on the device."""
         ...
 
     def copy(self, source: int, target: int, length: int) -> None:

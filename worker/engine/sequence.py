@@ -22,6 +22,8 @@ class Sequence:
         self.watcher = prompt.watch(choice) if prompt.watch else None
         self.adjustment = _adjustment(prompt, prompt_ids)
         self.token_ids: list[int] = []
+        self.stretches: list[int] = []
+        """Where those end that came together: what must come first; each that was drawn, with what had to follow it."""
         self.finish_reason: FinishReason | None = None
         self.output_tokens = 0
         """Those that were drawn or forced, a stop token included."""
@@ -32,15 +34,25 @@ class Sequence:
         """The share of the noise of the token to come."""
         return Draw(self.sampling, self.choice, self.prompt_tokens + len(self.token_ids))
 
+    def open(self) -> None:
+        """Take what must come before anything is drawn, and notice the end; called once, before the prompt is computed.
+        A watcher may raise: its prompt fails.
+        """
+        self._take_forced()
+
     def accept(self, token_id: int, logprob: TokenLogprob | None = None) -> None:
         """Take the token that was drawn with all that must follow it, and notice the end. A watcher may raise: its
         prompt fails.
         """
         self._take(token_id, logprob)
+        self._take_forced()
+
+    def _take_forced(self) -> None:
         while forced := self._forced():
             for token in forced:
                 if self.finish_reason is None:
                     self._take(token, None)
+        self.stretches.append(len(self.token_ids))
 
     def _forced(self) -> list[int]:
         """What the model need not be asked for. Where what it thinks of each token is to be told, it must be; and a

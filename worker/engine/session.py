@@ -1,4 +1,4 @@
-"""Opens ONNX Runtime sessions, and tells a run that had too little memory from one that failed."""
+"""Opens ONNX Runtime sessions on the CPU, and tells a run that had too little memory from one that failed."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def has_cuda() -> bool:
     return "CUDAExecutionProvider" in ort.get_available_providers()
 
 
-def open_session(path: Path, *, threads: int, use_cuda: bool) -> ort.InferenceSession:
-    """Load the graph at `path`; with `use_cuda`, an error rather than the CPU where no device answers."""
+def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
+    """Load the graph at `path` for the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -27,14 +27,7 @@ def open_session(path: Path, *, threads: int, use_cuda: bool) -> ort.InferenceSe
     # Planning which tensors share memory takes 90 % of the time to open a graph of thousands of nodes, and the
     # arena finds as much at run time.
     options.enable_mem_reuse = False
-    if not use_cuda:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    ort.preload_dlls()
-    cuda = ("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
-    session = ort.InferenceSession(str(path), options, providers=[cuda, "CPUExecutionProvider"])
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError("CUDA was asked for, but ONNX Runtime could not open a CUDA device")
-    return session
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def is_out_of_memory(error: Exception) -> bool:

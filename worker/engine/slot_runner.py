@@ -15,7 +15,7 @@ import onnxruntime as ort
 from worker.engine import session as sessions
 from worker.engine.errors import OutOfBlocks
 from worker.engine.runner import Span
-from worker.engine.slots import CudaSlots, Slots
+from worker.engine.slots import Slots
 from worker.engine.softmax import Logits
 
 _BINDINGS_MAX = 256
@@ -37,6 +37,7 @@ class SlotRunner:
     """A session, its KV cache, and bindings that stay from run to run. The methods are those of `Runner`."""
 
     mixes = False
+    is_exact = False
     spans_max = 1
 
     def __init__(self, session: ort.InferenceSession, slots: Slots, stages: int, vocabulary: int) -> None:
@@ -47,7 +48,6 @@ class SlotRunner:
         self._session = session
         self._slots = slots
         self._lengths: list[int] = []
-        self._device = "cuda" if isinstance(slots, CudaSlots) else "cpu"
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._logits = np.empty((slots.count, vocabulary), np.float32)
 
@@ -70,7 +70,7 @@ class SlotRunner:
             wanted += len(read)
         return self._logits[:wanted]
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs what a step of so many rows costs."""
         return tokens >= len(self._lengths)
 
@@ -80,6 +80,9 @@ class SlotRunner:
         nobody = np.zeros(0, np.int64)
         self._run(_Inputs(row, ids, np.array([length], np.int32), nobody), self._logits[:0])
         self._lengths[row] = length
+
+    def rewind(self, row: int) -> None:
+        raise NotImplementedError
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._slots.copy(self.slots + source, self.slots + target, length)
@@ -100,7 +103,8 @@ class SlotRunner:
 
     def close(self) -> None:
         self._bindings.clear()
-        del self._session, self._slots
+        del self._session
+        self._slots.close()
 
     def _prompt(self, span: Span) -> _Inputs:
         count = len(span.token_ids)
@@ -137,8 +141,8 @@ class SlotRunner:
                 layout.shape(count),
                 address + first_slot * layout.slot_bytes_per_array,
             )
-            binding.bind_input(f"past_key_values.{layer}.{kind}", self._device, 0, *place)
-            binding.bind_output(f"present.{layer}.{kind}", self._device, 0, *place)
+            binding.bind_input(f"past_key_values.{layer}.{kind}", self._slots.device, 0, *place)
+            binding.bind_output(f"present.{layer}.{kind}", self._slots.device, 0, *place)
         self._bindings[first_slot, count] = binding
         return binding
 

@@ -4,15 +4,14 @@ They are [slots, kv_heads, length, head_size]. Graph runs read and write them in
 neighbouring slots are a view that starts at the first.
 """
 
-import ctypes
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from worker.engine import memory
 from worker.engine.errors import OutOfSlots
+from worker.engine.paged.memory import DeviceMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,22 @@ class Slots(Protocol):
     layout: Layout
     count: int
     addresses: tuple[int, ...]
+    device: str
+    """As ONNX Runtime calls it: cuda or cpu."""
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of slot `target` those of `source`."""
         ...
 
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
 
 class HostSlots:
     """The cache in this process's memory, which the system hands out page by page as slots are first used."""
+
+    device = "cpu"
 
     def __init__(self, layout: Layout, count: int) -> None:
         self.layout = layout
@@ -70,44 +77,27 @@ class HostSlots:
         for array in self._arrays:
             array[target, :, :length] = array[source, :, :length]
 
+    def close(self) -> None:
+        self._arrays.clear()
 
-class CudaSlots:
-    """The cache in the memory of one CUDA device. Not covered by tests that run without one.
 
-    Each array is one OrtValue. Their arena rounds sizes up to a power of two, so up to twice the memory may
-    be taken from the device: grant `kv_bytes_max` accordingly.
-    """
+class DeviceSlots:
+    """The cache in the memory of a device. Copies and runs follow each other in its stream, so nobody waits."""
 
-    def __init__(self, layout: Layout, count: int, device_id: int) -> None:
+    def __init__(self, layout: Layout, count: int, memory: DeviceMemory) -> None:
         self.layout = layout
         self.count = count
-        self._arrays = [
-            ort.OrtValue.ortvalue_from_shape_and_type(layout.shape(count), layout.element.type, "cuda", device_id)
-            for _ in range(2 * layout.layers)
-        ]
-        self.addresses = tuple(array.data_ptr() for array in self._arrays)
-        self._runtime = ctypes.CDLL("libcudart.so.13")
+        self.device = memory.device
+        self._memory = memory
+        self.addresses = tuple(memory.allocate(count * layout.slot_bytes_per_array) for _ in range(2 * layout.layers))
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy whole heads' rows [length, head_size]; the device is waited for: ORT's stream is another."""
-        row_bytes = self.layout.length * self.layout.head_size * self.layout.element.itemsize
-        width_bytes = length * self.layout.head_size * self.layout.element.itemsize
-        stride = self.layout.slot_bytes_per_array
+        layout = self.layout
+        position_bytes = layout.head_size * layout.element.itemsize
+        sizes = length * position_bytes, layout.length * position_bytes, layout.kv_heads
+        ours, theirs = (slot * layout.slot_bytes_per_array for slot in (target, source))
         for address in self.addresses:
-            self._check(
-                self._runtime.cudaMemcpy2D(
-                    ctypes.c_void_p(address + target * stride),
-                    ctypes.c_size_t(row_bytes),
-                    ctypes.c_void_p(address + source * stride),
-                    ctypes.c_size_t(row_bytes),
-                    ctypes.c_size_t(width_bytes),
-                    ctypes.c_size_t(self.layout.kv_heads),
-                    ctypes.c_int(3),  # cudaMemcpyDeviceToDevice
-                )
-            )
-        self._check(self._runtime.cudaDeviceSynchronize())
+            self._memory.copy_planes(address + ours, address + theirs, *sizes)
 
-    @staticmethod
-    def _check(status: int) -> None:
-        if status:
-            raise RuntimeError(f"the CUDA runtime answered {status} to a copy of slots")
+    def close(self) -> None:
+        self._memory.close()

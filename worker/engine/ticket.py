@@ -21,7 +21,8 @@ class Ticket:
         self.sequences = sequences
         self.cached_tokens = 0
         """Tokens of the prompt that did not have to be computed for it."""
-        self._is_settled = False
+        self.is_settled = False
+        """Its future has what it gets."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -39,9 +40,9 @@ class Ticket:
 
     def _settle(self, answer: Callable[[Future[list[Completion]]], None]) -> None:
         """The future is pending until now, so that it can be cancelled; those who wait learn if it was."""
-        if self._is_settled:
+        if self.is_settled:
             return
-        self._is_settled = True
+        self.is_settled = True
         if self.future.set_running_or_notify_cancel():
             answer(self.future)
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,9 @@ from worker.engine.ticket import Ticket
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Choices of one prompt that wait to be written after the same `token_ids`."""
+    """Choices of one prompt that wait to be written after the same `token_ids`: the prompt, and what they must begin
+    with.
+    """
 
     ticket: Ticket
     choices: list[Sequence]
@@ -29,6 +32,15 @@ class Entry:
     def tokens_max(self) -> int:
         """The most positions that one choice can take."""
         return self.choices[0].prompt_tokens + self.choices[0].tokens_max
+
+
+def entries_of(ticket: Ticket) -> list[Entry]:
+    """The choices of a prompt that have not ended; neighbours that begin alike share an entry."""
+    going_on = [choice for choice in ticket.sequences if not choice.finish_reason]
+    return [
+        Entry(ticket, list(choices), np.concatenate([ticket.token_ids, np.array(opening, np.int64)]))
+        for opening, choices in groupby(going_on, key=lambda choice: choice.token_ids)
+    ]
 
 
 class WaitingLine:

@@ -38,36 +38,19 @@ takes no fewer than one, so a stage that has nothing to do is given a token of o
 values behind those that the stage holds.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import TensorProto, ValueInfoProto, helper
 
+from worker.model import block_ports
+from worker.model.block_attention import Eighths, RowsAttention
+from worker.model.block_ports import STAGES
+from worker.model.eighths import Quantized, signed, unsigned
 from worker.model.onnx_file import MICROSOFT, OnnxFile
 from worker.model.rotation import can_turn, hadamard, rotated, turned_inside
 from worker.model.spec import Activation, ModelSpec
 from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Weights, stacked
-
-BLOCK: Final = 64
-"""Tokens in a block."""
-STAGES: Final = 4
-"""Prompts in one run."""
-
-_NORMED_MAX: Final = 4.25
-"""Standard deviations of a normed and turned token that its 8 bits cover; what lies beyond is cut."""
-_TURN_INSIDE: Final = 64
-"""Channels that are turned together before the last linear layer of a feed-forward."""
-_NOTHING: Final = -1e30
-"""The score of a token that is not there."""
-_VECTOR: Final = 16
-"""Numbers that a processor adds at once, at most. What fills no vector would be added in another order."""
-_TINY: Final = 1e-20
-_ZERO: Final = 128
-"""What stands for zero among numbers without a sign."""
 
 
 def obstacle(spec: ModelSpec, weights: Weights) -> str | None:
@@ -91,86 +74,7 @@ def write(spec: ModelSpec, weights: Weights, folder: Path) -> None:
     spec, weights = rotated(spec, weights)
     with OnnxFile(folder) as file:
         _Decoder(file, spec).write(weights)
-        file.save(_inputs(spec), _outputs(spec))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Quantized:
-    """A linear layer in 8 bits, [inputs, outputs], and the scale [outputs] of each output."""
-
-    values: NDArray[np.uint8] | NDArray[np.int8]
-    scale: Tensor
-
-    @property
-    def zero_point(self) -> str:
-        """The name of the number that stands for zero."""
-        return "zero_point" if self.values.dtype == np.uint8 else "no_zero_point_signed"
-
-
-def unsigned(weight: StoredTensor) -> Quantized:
-    """As finely as 8 bits allow, of weights [outputs, inputs]."""
-    return _quantized(weight, np.dtype(np.uint8), _ZERO, _largest)
-
-
-def signed(weight: StoredTensor) -> Quantized:
-    """Coarser by some 10 %, so that neighbouring products of weights [outputs, inputs] with activations, added,
-    leave 16 bits only where both activations are about the largest, and then by little.
-    """
-    return _quantized(weight, np.dtype(np.int8), 0, _signed_scale)
-
-
-def _quantized(
-    weight: StoredTensor, element: np.dtype[Any], zero: int, scale_of: Callable[[Tensor], Tensor]
-) -> Quantized:
-    """Some outputs at a time: the weight may be the largest of all tensors."""
-    values, scale = np.empty(weight.shape[::-1], element), np.empty(weight.shape[0], np.float32)
-    first = 0
-    for rows in weight.stretches():
-        end = first + len(rows)
-        scale[first:end] = scale_of(rows)
-        values[:, first:end] = np.rint(rows.T / scale[first:end]) + zero
-        first = end
-    return Quantized(values, scale)
-
-
-def _largest(weight: Tensor) -> Tensor:
-    scale: Tensor = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
-    return scale
-
-
-def _signed_scale(weight: Tensor) -> Tensor:
-    pairs = weight.reshape(len(weight), -1, 2)
-    usual = np.float32(_ZERO) * np.abs(pairs.sum(axis=2))
-    largest = np.float32(127) * np.sqrt((pairs**2).sum(axis=2))
-    in_16_bits = (usual + largest).max(axis=1) / np.float32(2**15 - 1)
-    in_8_bits = np.abs(weight).max(axis=1) / np.float32(127)
-    scale: Tensor = np.maximum(np.maximum(in_8_bits, in_16_bits), _TINY)
-    return scale
-
-
-def _held(layer: Linear) -> StoredTensor:
-    """The weight of a layer, read once."""
-    return StoredTensor.of(layer.read())
-
-
-@dataclass(frozen=True, slots=True)
-class _Eighths:
-    """A tensor in 8 bits: value, and the scale by which to multiply it."""
-
-    value: str
-    scale: str
-
-
-@dataclass(frozen=True, slots=True)
-class _BlocksAttention:
-    """Of each block and head: the highest score [B, heads], the sum of exponentials relative to it [B, heads],
-    and the values mixed by them, in integers [B * heads, head_size], with their scale [B, heads].
-    """
-
-    peak: str
-    total: str
-    mixed: str
-    scale: str
+        file.save(block_ports.inputs(spec), block_ports.outputs(spec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +87,7 @@ class _Decoder:
     """The names of cos and sin by the frequencies they are made of."""
 
     def write(self, weights: Weights) -> None:
-        self._constants()
-        self._mask()
-        self._stage_lengths()
+        block_ports.write_shared(self.file, self.spec)
         table = weights.embedding
         embedding = self.file.stretches("embedding.weight", table.shape, np.dtype(np.float32), table.stretches())
         total = self.file.node("Gather", [embedding, "input_ids"], "embedding.output")
@@ -227,7 +129,7 @@ class _Decoder:
         of_stages = [f"{place}.turned.stages.{stage}" for stage in range(STAGES)]
         attending = node("Gather", [turned, "attention_tokens"], f"{place}.turned.attending")
         self.file.nodes("Split", [attending, "attention_sizes"], [of_rows, *of_stages], axis=0)
-        parts = [self._rows_attention(index, of_rows, _Eighths(by_token, scales))]
+        parts = [RowsAttention(self.file).write(index, of_rows, Eighths(by_token, scales))]
         parts += [self._stage_attention(index, stage, part) for stage, part in enumerate(of_stages)]
         mixed = node("Gather", [node("Concat", parts, f"{place}.parts", axis=0), "attended"], f"{place}.mixed")
         return self._scaled_linear(f"{place}.output", mixed, layer.output)
@@ -248,95 +150,6 @@ class _Decoder:
         )
         return self.file.node("Squeeze", [f"{place}.batch", "axis_0"], place)
 
-    def _rows_attention(self, index: int, turned: str, eighths: _Eighths) -> str:
-        """[R, heads * head_size] over the rows' blocks and their new tokens.
-
-        Each block has a softmax of its own; `weight` brings them to a common maximum, and the new token is
-        one more block, in float32.
-        """
-        place, node = f"layers.{index}.rows", self.file.node
-        blocks = self._blocks_attention(index, eighths)
-        self_score, self_value = self._self_attention(place, turned)
-        peaks = node("Gather", [blocks.peak, "row_blocks"], f"{place}.peaks")
-        summit = node("ReduceMax", [peaks, "axis_1"], f"{place}.blocks_summit", keepdims=0)
-        summit = node("Max", [summit, self_score], f"{place}.summit")
-        summits = node("Gather", [summit, "block_rows"], f"{place}.summits")
-        weight = node("Exp", [node("Sub", [blocks.peak, summits], f"{place}.distance")], f"{place}.weight")
-        self_weight = node("Exp", [node("Sub", [self_score, summit], f"{place}.self_distance")], f"{place}.self_weight")
-
-        totals = node("Mul", [blocks.total, weight], f"{place}.totals")
-        padded = node("Pad", [totals, "head_padding"], f"{place}.totals.padded")
-        sums = self._row_sums(f"{place}.sums", padded)
-        sums = node("Slice", [sums, "start_0", "heads", "axis_1"], f"{place}.sums.heads")
-        denominator = node("Add", [sums, self_weight], f"{place}.denominator")
-        scales = node("Mul", [blocks.scale, weight], f"{place}.scales")
-        scales = node("Reshape", [scales, "shape_flat"], f"{place}.scales_flat")
-        floats = node("DequantizeLinear", [blocks.mixed, scales], f"{place}.floats", axis=0)
-        by_head = node("Reshape", [floats, "shape_heads"], f"{place}.by_head")
-        self_column = node("Unsqueeze", [self_weight, "axis_2"], f"{place}.self_column")
-        self_part = node("Mul", [self_value, self_column], f"{place}.self")
-        numerator = node("Add", [self._row_sums(f"{place}.mixes", by_head), self_part], f"{place}.numerator")
-        column = node("Unsqueeze", [denominator, "axis_2"], f"{place}.denominator_column")
-        divided = node("Div", [numerator, column], f"{place}.divided")
-        return node("Reshape", [divided, "shape_mixed"], f"{place}.mixed")
-
-    def _row_sums(self, place: str, of_blocks: str) -> str:
-        """Add what belongs to the blocks [B, ...] of each row, which fills whole vectors of the processor."""
-        gathered = self.file.node("Gather", [of_blocks, "row_blocks"], f"{place}.gathered")
-        return self.file.node("ReduceSum", [gathered, "axis_1"], place, keepdims=0)
-
-    def _blocks_attention(self, index: int, eighths: _Eighths) -> _BlocksAttention:
-        place, node = f"layers.{index}.blocks", self.file.node
-        blocks = f"blocks.{index}"
-        queries = self._of_blocks(f"{place}.queries", eighths.value, "shape_groups")
-        scales = self._of_blocks(f"{place}.query_scales", eighths.scale, "shape_flat")
-        products = node("MatMulInteger", [queries, f"{blocks}.key", "zero_point", "zero_point"], f"{place}.products")
-        lines = node("Reshape", [products, "shape_lines"], f"{place}.products.lines")
-        scaled = node("DequantizeLinear", [lines, scales], f"{place}.scaled", axis=0)
-        scaled = node("Reshape", [scaled, "shape_scores"], f"{place}.scaled.by_group")
-        scores = node("Mul", [scaled, f"{blocks}.key_scale"], f"{place}.unmasked")
-        scores = node("Add", [scores, "mask"], f"{place}.scores")
-        peak = node("ReduceMax", [scores, "axis_last"], f"{place}.peak.kept", keepdims=1)
-        weights = node("Exp", [node("Sub", [scores, peak], f"{place}.distance")], f"{place}.weights")
-        total = node("ReduceSum", [weights, "axis_last"], f"{place}.total.kept", keepdims=1)
-
-        # The values' scales go into the weights, relative to the block's largest so that 8 bits stay in use.
-        largest = node("ReduceMax", [f"{blocks}.value_scale", "axis_last"], f"{place}.largest", keepdims=1)
-        relative = node("Div", [f"{blocks}.value_scale", largest], f"{place}.relative")
-        weighted = node("Mul", [weights, relative], f"{place}.weighted")
-        weights8 = node("QuantizeLinear", [weighted, "weight_scale", "no_zero_point"], f"{place}.weights8")
-        mixed = node("MatMulInteger", [weights8, f"{blocks}.value", "no_zero_point", "zero_point"], f"{place}.mixed")
-        return _BlocksAttention(
-            peak=node("Reshape", [peak, "shape_by_head"], f"{place}.peak"),
-            total=node("Reshape", [total, "shape_by_head"], f"{place}.total"),
-            mixed=node("Reshape", [mixed, "shape_vectors"], f"{place}.mixed.vectors"),
-            scale=node(
-                "Reshape",
-                [node("Mul", [largest, "weight_scales"], f"{place}.scale.kept"), "shape_by_head"],
-                f"{place}.scale",
-            ),
-        )
-
-    def _of_blocks(self, place: str, of_tokens: str, shape: str) -> str:
-        """The part of the queries' heads, for each block that of its row."""
-        gathered = self.file.node("Gather", [of_tokens, "block_rows"], f"{place}.gathered")
-        queries = self.file.node("Slice", [gathered, "start_0", "heads", "axis_1"], f"{place}.sliced")
-        return self.file.node("Reshape", [queries, shape], place)
-
-    def _self_attention(self, place: str, turned: str) -> tuple[str, str]:
-        """Of each row's new token: its score [R, heads] and its value for each head [R, heads, head_size]."""
-        node = self.file.node
-        query, key, value = f"{place}.query", f"{place}.key", f"{place}.value"
-        self.file.nodes("Split", [turned, "qkv_sizes"], [query, key, value], axis=1)
-        groups = node("Reshape", [query, "shape_groups"], f"{place}.query.groups")
-        keys = node("Reshape", [key, "shape_kv_column"], f"{place}.key.column")
-        products = node("Mul", [groups, keys], f"{place}.self_products")
-        score = node("ReduceSum", [products, "axis_last"], f"{place}.self_sum", keepdims=0)
-        score = node("Reshape", [score, "shape_by_head"], f"{place}.self_score")
-        column = node("Reshape", [value, "shape_kv_column"], f"{place}.value.column")
-        wide = node("Tile", [column, "group_repeats"], f"{place}.value.wide")
-        return score, node("Reshape", [wide, "shape_heads"], f"{place}.self_value")
-
     def _feed_forward(self, place: str, normed: str, layer: LayerWeights) -> str:
         node = self.file.node
         eighths = self._normed_eighths(f"{place}.input", normed)
@@ -345,7 +158,7 @@ class _Decoder:
         # x * sigmoid(x), which ONNX Runtime has under this name.
         activated = node("QuickGelu", [gate], f"{place}.activated", MICROSOFT, alpha=1.0)
         gated = node("Mul", [activated, up], f"{place}.gated")
-        turn = hadamard(min(_TURN_INSIDE, self.spec.intermediate & -self.spec.intermediate))
+        turn = hadamard(block_ports.stretch(self.spec))
         stretches = node("Reshape", [gated, "shape_stretches"], f"{place}.stretches")
         turned = node("MatMul", [stretches, "turn"], f"{place}.turned")
         turned = node("Reshape", [turned, "shape_intermediate"], f"{place}.turned.flat")
@@ -405,13 +218,13 @@ class _Decoder:
             self.rotary_tables[key] = cos, sin
         return self.rotary_tables[key]
 
-    def _normed_eighths(self, place: str, normed: str) -> _Eighths:
+    def _normed_eighths(self, place: str, normed: str) -> Eighths:
         """8 bits for tokens that come out of a norm: one scale for all."""
-        return _Eighths(
+        return Eighths(
             self.file.node("QuantizeLinear", [normed, "normed_scale", "zero_point"], f"{place}.eighths"), "normed_scale"
         )
 
-    def _eighths(self, place: str, tensor: str) -> _Eighths:
+    def _eighths(self, place: str, tensor: str) -> Eighths:
         """8 bits for lines of a tensor [lines, any] with a scale each, [lines, 1].
 
         A line of zeros has the scale 0, which makes zeros of whatever the division by it gives.
@@ -420,7 +233,7 @@ class _Decoder:
         largest = node("ReduceMax", [node("Abs", [tensor], f"{place}.abs"), "axis_last"], f"{place}.max", keepdims=1)
         step = node("Mul", [largest, "inverse_127"], f"{place}.step")
         steps = node("Div", [tensor, step], f"{place}.steps")
-        return _Eighths(node("QuantizeLinear", [steps, "one", "zero_point"], f"{place}.eighths"), step)
+        return Eighths(node("QuantizeLinear", [steps, "one", "zero_point"], f"{place}.eighths"), step)
 
     def _scaled_linear(self, place: str, tensor: str, layer: Linear) -> str:
         """A linear layer of tokens with a scale each."""
@@ -431,7 +244,7 @@ class _Decoder:
         scaled = self.file.node("Mul", [unscaled, eighths.scale], f"{place}.scaled")
         return self.file.node("Add", [scaled, self.file.weight(f"{place}.bias", layer.bias)], place)
 
-    def _linear(self, place: str, eighths: _Eighths, weight: Quantized, bias: Tensor | None) -> str:
+    def _linear(self, place: str, eighths: Eighths, weight: Quantized, bias: Tensor | None) -> str:
         """A linear layer of tokens with one scale; this operator writes floats at once."""
         inputs = [
             eighths.value,
@@ -445,117 +258,7 @@ class _Decoder:
             inputs.append(self.file.weight(f"{place}.bias", bias))
         return self.file.node("MatMulIntegerToFloat", inputs, place, MICROSOFT)
 
-    def _mask(self) -> None:
-        """[B, 1, 1, BLOCK]: 0 where a block has a token, _NOTHING where it has none."""
-        node = self.file.node
-        is_there = node("Less", ["places", "block_lengths"], "mask.is_there")
-        node("Where", [is_there, "zero", "nothing"], "mask")
 
-    def _stage_lengths(self) -> None:
-        """As the operator wants them: less 1 as a vector of one, and as they are as a scalar."""
-        names = [f"stage_lengths.{stage}" for stage in range(STAGES)]
-        self.file.nodes("Split", ["stage_lengths"], names, axis=0, num_outputs=STAGES)
-        for name in names:
-            self.file.node("Sub", [name, "one_int32"], f"{name}.less_1")
-            self.file.node("Squeeze", [name, "axis_0"], f"{name}.scalar")
-
-    def _constants(self) -> None:
-        spec, file = self.spec, self.file
-        group = spec.heads // spec.kv_heads
-        stretch = min(_TURN_INSIDE, spec.intermediate & -spec.intermediate)
-        floats = {
-            "one": 1.0,
-            "zero": 0.0,
-            "nothing": _NOTHING,
-            "inverse_127": 1 / 127,
-            "normed_scale": _NORMED_MAX / 127,
-            "weight_scale": 1 / 255,
-            "weight_scales": np.full((1, 1, group, 1), 1 / 255),
-            "ones": np.ones(spec.hidden),
-            "turn": hadamard(stretch),
-        }
-        for name, value in floats.items():
-            file.tensor(name, np.asarray(value, np.float32))
-        file.tensor("one_int32", np.array(1, np.int32))
-        file.tensor("zero_point", np.array(_ZERO, np.uint8))
-        file.tensor("no_zero_point_signed", np.array(0, np.int8))
-        file.tensor("no_zero_point", np.array(0, np.uint8))
-        vectors = {
-            "start_0": [0],
-            "head_padding": [0, 0, 0, -spec.heads % _VECTOR],
-            "heads": [spec.heads],
-            "axis_0": [0],
-            "axis_1": [1],
-            "axis_2": [2],
-            "axis_last": [-1],
-            "places": list(range(BLOCK)),
-            "group_repeats": [1, 1, group, 1],
-            "qkv_sizes": [spec.heads * spec.head_size, *[spec.kv_heads * spec.head_size] * 2],
-            "turning_sizes": [(spec.heads + spec.kv_heads) * spec.head_size, spec.kv_heads * spec.head_size],
-            "shape_flat": [-1],
-            "shape_vectors": [-1, spec.head_size],
-            "shape_groups": [-1, spec.kv_heads, group, spec.head_size],
-            "shape_kv_column": [-1, spec.kv_heads, 1, spec.head_size],
-            "shape_by_head": [-1, spec.heads],
-            "shape_heads": [-1, spec.heads, spec.head_size],
-            "shape_mixed": [-1, spec.heads * spec.head_size],
-            "shape_lines": [-1, BLOCK],
-            "shape_scores": [-1, spec.kv_heads, group, BLOCK],
-            "shape_tokens": [-1, spec.heads + 2 * spec.kv_heads, spec.head_size],
-            "shape_token_scales": [-1, spec.heads + 2 * spec.kv_heads],
-            "shape_stretches": [-1, stretch],
-            "shape_intermediate": [-1, spec.intermediate],
-        }
-        for name, values in vectors.items():
-            file.constant(name, values)
-
-
-def _inputs(spec: ModelSpec) -> list[ValueInfoProto]:
-    return [
-        _value("input_ids", TensorProto.INT64, ["tokens"]),
-        _value("position_ids", TensorProto.INT64, [1, "tokens"]),
-        _value("attention_tokens", TensorProto.INT64, ["attending"]),
-        _value("attention_sizes", TensorProto.INT64, [1 + STAGES]),
-        _value("attended", TensorProto.INT64, ["tokens"]),
-        _value("stage_lengths", TensorProto.INT32, [STAGES]),
-        _value("logits_indices", TensorProto.INT64, ["wanted"]),
-        _value("block_rows", TensorProto.INT64, ["blocks"]),
-        _value("block_lengths", TensorProto.INT64, ["blocks", 1, 1, 1]),
-        _value("row_blocks", TensorProto.INT64, ["rows", "row_blocks_max"]),
-        *_stages("stages", spec),
-        *(value for index in range(spec.layers) for value in _blocks(f"blocks.{index}", spec)),
-    ]
-
-
-def _outputs(spec: ModelSpec) -> list[ValueInfoProto]:
-    heads = spec.heads + 2 * spec.kv_heads
-    return [
-        _value("logits", TensorProto.FLOAT, ["wanted", spec.vocabulary]),
-        *_stages("present", spec),
-        _value("new", TensorProto.UINT8, ["layers_tokens", heads, spec.head_size]),
-        _value("new_scale", TensorProto.FLOAT, ["layers_tokens", heads]),
-    ]
-
-
-def _stages(prefix: str, spec: ModelSpec) -> list[ValueInfoProto]:
-    shape: list[str | int | None] = [1, spec.kv_heads, "room", spec.head_size]
-    return [
-        _value(f"{prefix}.{stage}.{index}.{part}", TensorProto.FLOAT, shape)
-        for stage in range(STAGES)
-        for index in range(spec.layers)
-        for part in ("key", "value")
-    ]
-
-
-def _blocks(place: str, spec: ModelSpec) -> list[ValueInfoProto]:
-    heads = spec.kv_heads
-    return [
-        _value(f"{place}.key", TensorProto.UINT8, ["blocks", heads, spec.head_size, BLOCK]),
-        _value(f"{place}.value", TensorProto.UINT8, ["blocks", heads, BLOCK, spec.head_size]),
-        _value(f"{place}.key_scale", TensorProto.FLOAT, ["blocks", heads, 1, BLOCK]),
-        _value(f"{place}.value_scale", TensorProto.FLOAT, ["blocks", heads, 1, BLOCK]),
-    ]
-
-
-def _value(name: str, element: int, shape: Sequence[str | int | None]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, element, list(shape))
+def _held(layer: Linear) -> StoredTensor:
+    """The weight of a layer, read once."""
+    return StoredTensor.of(layer.read())

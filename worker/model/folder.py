@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker.model import block_graph, graph, paged_graph, ready_weights, tokenizer, trial
+from worker.model import block_graph, cache_scales, graph, paged_graph, ready_weights, taken, tokenizer, trial
 from worker.model.checkpoint import Checkpoint
 from worker.model.errors import DamagedModel, UnknownModel
 from worker.model.manifest import MANIFEST_NAME, Manifest, OtherFormat, StoredFile
@@ -19,6 +19,7 @@ from worker.model.precision import Precision
 from worker.model.ready_graph import ReadyGraph
 from worker.model.spec import ModelSpec
 from worker.model.tokenizer import Tokenizer
+from worker.model.weights import Weights
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 TEMPLATE_NAME: Final = "chat_template.jinja"
@@ -90,7 +91,7 @@ def write(
     _write_graph(path, checkpoint, precision)
     (path / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(), "utf-8")
     (path / TEMPLATE_NAME).write_text(checkpoint.chat_template, "utf-8")
-    names = [GRAPH_NAME, WEIGHTS_NAME, TOKENIZER_NAME, TEMPLATE_NAME]
+    names = [GRAPH_NAME, WEIGHTS_NAME, *taken.names_in(path), TOKENIZER_NAME, TEMPLATE_NAME]
     if checkpoint.tool_template is not None:
         (path / TOOL_TEMPLATE_NAME).write_text(checkpoint.tool_template, "utf-8")
         names.append(TOOL_TEMPLATE_NAME)
@@ -116,14 +117,27 @@ def _write_graph(path: Path, checkpoint: Checkpoint, precision: Precision) -> No
     spec, weights = checkpoint.spec, checkpoint.weights
     if isinstance(weights, ReadyGraph):
         ready_weights.write(weights.model, weights.path.parent, path)
-        trial.check(path / GRAPH_NAME, spec, precision)
+        if weights.is_paged:
+            trial.check_types(path / GRAPH_NAME)
+        else:
+            trial.check(path / GRAPH_NAME, spec, precision)
     elif precision is Precision.INT8:
         block_graph.write(spec, weights, path)
-    elif precision in (Precision.BF16, Precision.BF16_FP8):
-        kept = CacheFormat.FULL if precision is Precision.BF16 else CacheFormat.FP8
-        paged_graph.write(spec, weights, precision, path, PagedCache(kept))
+    elif precision in (Precision.BF16, Precision.BF16_FP8, Precision.BF16_INT8):
+        paged_graph.write(spec, weights, precision, path, _paged_cache(checkpoint, weights, precision))
     else:
         graph.write(spec, weights, precision, path)
+
+
+def _paged_cache(checkpoint: Checkpoint, weights: Weights, precision: Precision) -> PagedCache:
+    match precision:
+        case Precision.BF16_FP8:
+            return PagedCache(CacheFormat.FP8)
+        case Precision.BF16_INT8:
+            text = cache_scales.calibration(checkpoint.tokenizer, checkpoint.spec)
+            return PagedCache(CacheFormat.INT8, cache_scales.measure(checkpoint.spec, weights, text))
+        case _:
+            return PagedCache()
 
 
 def open_model(path: Path) -> ModelFolder:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import gguf
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.model import tensors
 from worker.model.errors import UnreadableWeights, UnsupportedModel
-from worker.model.weights import StoredTensor, Tensor
+from worker.model.weights import Place, StoredTensor, Tensor
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -33,6 +34,13 @@ _KINDS: Final = tuple(
     gguf.GGMLQuantizationType[name]
     for name in ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 )
+
+_PLAIN: Final[Mapping[str, np.dtype[Any]]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""Types that are numbers as they lie."""
 
 _Bytes = NDArray[np.uint8]
 
@@ -142,7 +150,8 @@ class _Reader:
             content = tensors.piece(path, np.dtype(np.uint8), (end - first) * row_bytes, begin + first * row_bytes)
             return _dequantized(content, gguf.GGMLQuantizationType(kind)).reshape(end - first, *shape[1:])
 
-        return StoredTensor(shape, rows)
+        element = _PLAIN.get(gguf.GGMLQuantizationType(kind).name)
+        return StoredTensor(shape, rows, None if element is None else Place(path, begin, shape, element))
 
     def _text(self) -> str:
         return str(self._take(self._count()), "utf-8")

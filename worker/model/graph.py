@@ -15,12 +15,13 @@ otherwise copies the whole cache at every run. S > 1 is for first prompts (total
 past is ignored) or for a single row (B == 1): rules of that operator.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
@@ -59,14 +60,15 @@ class Decoder:
         embedding = self.table("embedding.weight", weights.embedding)
         stream = Stream(self.file.node("Gather", [embedding, "input_ids"], "embedding.output"), delta=None)
         for index in range(self.spec.layers):
-            stream = self._layer(index, weights.layer(index), stream)
+            stream = self.layer(index, weights.layer(index), stream)
         hidden, _ = self._norm("final_norm", weights.final_norm(), stream)
         if self.spec.tied_embeddings:
             self._logits(hidden, embedding)
         else:
             self._logits(hidden, self.table("lm_head.weight", weights.lm_head))
 
-    def _layer(self, index: int, layer: LayerWeights, stream: Stream) -> Stream:
+    def layer(self, index: int, layer: LayerWeights, stream: Stream) -> Stream:
+        """One layer; from the last one on, only the rows that want logits."""
         place = f"layers.{index}"
         hidden, total = self._norm(f"{place}.attention_norm", layer.attention_norm, stream)
         attended = self.attention(index, hidden, layer)
@@ -221,8 +223,14 @@ class Decoder:
 
     def table(self, name: str, table: StoredTensor) -> str:
         dtype = np.dtype(self.precision.dtype)
-        pieces = (rows.astype(dtype, copy=False) for rows in table.stretches())
-        return self.file.stretches(name, table.shape, dtype, pieces)
+
+        def rows() -> Iterator[NDArray[Any]]:
+            return (some.astype(dtype, copy=False) for some in table.stretches())
+
+        place = table.place_of(0, table.shape[0])
+        if place is not None and place.element == dtype:
+            return self.file.placed(name, place, rows)
+        return self.file.stretches(name, table.shape, dtype, rows())
 
 
 def _inputs(spec: ModelSpec, precision: Precision) -> list[ValueInfoProto]:

@@ -1,18 +1,23 @@
-"""An ONNX model being written: nodes are kept; weights go to one file beside it, or stay in memory.
+"""An ONNX model being written: nodes are kept; weights go to one file beside it, or stay where they are: in memory, or
+in the files of a checkpoint.
 
-ONNX Runtime maps that file into memory, so the processes of one machine share its pages.
+ONNX Runtime maps those files into memory, so the processes of one machine share their pages.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from worker.model import taken
+from worker.model.weights import Place
 
 GRAPH_NAME: Final = "model.onnx"
 WEIGHTS_NAME: Final = "model.onnx.data"
@@ -61,17 +66,18 @@ class OnnxGraph:
 
     def stretches(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], rows: Iterable[NDArray[Any]]) -> str:
         """As `weight`, of a tensor whose rows come a stretch at a time."""
-        tensor = TensorProto(
-            name=name,
-            dims=shape,
-            data_type=helper.np_dtype_to_tensor_dtype(dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
-        size_bytes = math.prod(shape) * dtype.itemsize
-        for key, value in (("location", WEIGHTS_NAME), ("offset", self.keep(name, rows)), ("length", size_bytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        self._initializers.append(tensor)
+        tensor = self._declared(name, shape, dtype)
+        _point(tensor, WEIGHTS_NAME, self.keep(name, rows), math.prod(shape) * dtype.itemsize)
         return name
+
+    def placed(self, name: str, place: Place, read: Callable[[], Iterable[NDArray[Any]]]) -> str:
+        """As `stretches`, of a tensor that lies in a file just so."""
+        return self.stretches(name, place.shape, place.element, read())
+
+    def _declared(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TensorProto:
+        tensor = TensorProto(name=name, dims=shape, data_type=helper.np_dtype_to_tensor_dtype(dtype))
+        self._initializers.append(tensor)
+        return tensor
 
     def constant(self, name: str, values: Sequence[int]) -> str:
         """Declare a small int64 vector inside the graph; gives its name."""
@@ -110,6 +116,7 @@ class OnnxFile(OnnxGraph):
         super().__init__()
         self._folder = folder
         self._weights = (folder / WEIGHTS_NAME).open("wb")
+        self._placed: list[tuple[TensorProto, Place, Callable[[], Iterable[NDArray[Any]]]]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +125,11 @@ class OnnxFile(OnnxGraph):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._weights.close()
+
+    def placed(self, name: str, place: Place, read: Callable[[], Iterable[NDArray[Any]]]) -> str:
+        """Declare a tensor that lies in a file; whether it stays there or is copied is known when all are."""
+        self._placed.append((self._declared(name, place.shape, place.element), place, read))
+        return name
 
     def keep(self, name: str, rows: Iterable[NDArray[Any]]) -> int:  # noqa: ARG002
         """Append a weight to the file; gives where it begins."""
@@ -135,9 +147,35 @@ class OnnxFile(OnnxGraph):
             self._weights.write(rows.reshape(-1).view(np.uint8).data)
 
     def save(self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> None:
-        """Write the graph beside its weights."""
+        """Write the graph beside its weights, and beside the files that have most of them already."""
+        names = taken.take([place for _, place, _ in self._placed], self._folder)
+        for tensor, place, read in self._placed:
+            if place.path in names:
+                _point(tensor, names[place.path], place.offset, place.size_bytes)
+            else:
+                _point(tensor, WEIGHTS_NAME, self.keep(tensor.name, read()), place.size_bytes)
         super().save(inputs, outputs)
         (self._folder / GRAPH_NAME).write_bytes(self.content)
+
+
+def load(path: Path) -> ModelProto:
+    """A graph that `OnnxFile` wrote, with its weights: the library's own function takes no file with a second name."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            said = {entry.key: entry.value for entry in tensor.external_data}
+            offset, size_bytes = int(said["offset"]), int(said["length"])
+            tensor.raw_data = np.fromfile(path.parent / said["location"], np.uint8, size_bytes, offset=offset).tobytes()
+            tensor.ClearField("external_data")
+            tensor.data_location = TensorProto.DEFAULT
+    return model
+
+
+def _point(tensor: TensorProto, name: str, offset: int, size_bytes: int) -> None:
+    """Say that a tensor lies in a file beside its graph."""
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", name), ("offset", offset), ("length", size_bytes)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _value(array: NDArray[Any]) -> ort.OrtValue:

@@ -31,11 +31,12 @@ import onnx
 from numpy.typing import DTypeLike
 from onnx import TensorProto, ValueInfoProto, helper
 
+from worker.model.cache_scales import CacheScales
 from worker.model.graph import Decoder
 from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
-from worker.model.weights import LayerWeights, Linear, Weights, stacked
+from worker.model.weights import LayerWeights, Linear, Tensor, Weights, stacked
 
 _FLOAT8: Final[DTypeLike] = np.dtype(ml_dtypes.float8_e4m3fn)
 
@@ -44,16 +45,16 @@ class CacheFormat(StrEnum):
     """How keys and values are kept."""
 
     FULL = "full"  # as the model computes
-    INT8 = "int8"  # one scale for the keys and one for the values of a layer, which must be measured
+    INT8 = "int8"  # with scales that must be measured: see `cache_scales`
     FP8 = "fp8"  # 4 bits of exponent, 3 of mantissa: it reaches to 448, which is far enough without a scale
 
 
 @dataclass(frozen=True, slots=True)
 class PagedCache:
-    """The cache of a graph. `scales` are of each layer's keys and values: what is stored is the value divided by it."""
+    """The cache of a graph. `scales` are of each layer; none: all are 1."""
 
     format: CacheFormat = CacheFormat.FULL
-    scales: tuple[tuple[float, float], ...] = ()
+    scales: tuple[CacheScales, ...] = ()
 
     def element(self, precision: Precision) -> DTypeLike:
         """The type of a number in it."""
@@ -65,9 +66,9 @@ class PagedCache:
             case CacheFormat.FULL:
                 return precision.dtype
 
-    def scale(self, layer: int) -> tuple[float, float]:
-        """Of keys and of values."""
-        return self.scales[layer] if self.scales else (1.0, 1.0)
+    def of_layer(self, layer: int) -> CacheScales:
+        one = np.ones(1, np.float32)
+        return self.scales[layer] if self.scales else CacheScales(one, one)
 
 
 def write(
@@ -114,7 +115,7 @@ class _PagedDecoder(Decoder):
             do_rotary=int(layer.rotary is not None),
             qk_norm_epsilon=self.spec.norm_epsilon,
             **self.attention_options(index),
-            **self._cache_options(),
+            **self._cache_options(index),
         )
         return self.linear(f"{place}.output", f"{place}.mixed", layer.output)
 
@@ -124,10 +125,16 @@ class _PagedDecoder(Decoder):
         return self.linear(f"{place}.down", gated, layer.down)
 
     def linear(self, place: str, value: str, layer: Linear) -> str:
-        inputs = [value, self.weight(f"{place}.weight", layer.read())]
+        inputs = [value, self._as_it_lies(f"{place}.weight", layer)]
         if layer.bias is not None:
             inputs.append(self.weight(f"{place}.bias", layer.bias))
         return self.file.node("Gemm", inputs, place, transB=1)
+
+    def _as_it_lies(self, name: str, layer: Linear) -> str:
+        dtype = np.dtype(self.precision.dtype)
+        if layer.place is None or layer.place.element != dtype:
+            return self.weight(name, layer.read())
+        return self.file.placed(name, layer.place, lambda: [layer.read().astype(dtype)])
 
     def rows(self, place: str, value: str) -> str:
         return self.file.node("Gather", [value, "logits_indices"], place, axis=0)
@@ -152,13 +159,21 @@ class _PagedDecoder(Decoder):
     def _scales(self, place: str, index: int) -> tuple[str, str]:
         if self.cache.format is CacheFormat.FULL:
             return "", ""
-        key, value = (np.array([scale], np.float32) for scale in self.cache.scale(index))
-        return self.file.tensor(f"{place}.key_scale", key), self.file.tensor(f"{place}.value_scale", value)
+        scales = self.cache.of_layer(index)
+        return (
+            self.file.tensor(f"{place}.key_scale", scales.key),
+            self.file.tensor(f"{place}.value_scale", scales.value),
+        )
 
-    def _cache_options(self) -> dict[str, Any]:
+    def _cache_options(self, index: int) -> dict[str, Any]:
         if self.cache.format is CacheFormat.FULL:
             return {}
-        return {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR"}
+        scales = self.cache.of_layer(index)
+        return {"k_quant_type": _kind(scales.key), "v_quant_type": _kind(scales.value)}
+
+
+def _kind(scale: Tensor) -> str:
+    return "PER_TENSOR" if scale.size == 1 else "PER_CHANNEL"
 
 
 def _inputs() -> list[ValueInfoProto]:

@@ -21,6 +21,7 @@ class Precision(StrEnum):
     FP16 = "fp16"  # CUDA, also cards that know no bf16: keys and values in slots; its GroupQueryAttention has no fp32
     BF16 = "bf16"  # CUDA, compute capability 8.0 and above: keys and values in pages, see paged_graph
     BF16_FP8 = "bf16-fp8"  # the same with keys and values in 8 bits: twice the room, and half to read
+    BF16_INT8 = "bf16-int8"  # as that, in int8, by scales that are measured once: see cache_scales
 
     @property
     def dtype(self) -> DTypeLike:
@@ -32,7 +33,7 @@ class Precision(StrEnum):
                 return np.float32
             case Precision.FP16:
                 return np.float16
-            case Precision.BF16 | Precision.BF16_FP8:
+            case Precision.BF16 | Precision.BF16_FP8 | Precision.BF16_INT8:
                 return _BFLOAT16
             case _:
                 assert_never(self)

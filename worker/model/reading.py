@@ -208,7 +208,8 @@ def _split(part: str, stored: StoredTensor, bias: Tensor | None, spec: ModelSpec
     layers, first = {}, 0
     for name, size in fused.get(part, {part: stored.shape[0]}).items():
         end = first + size
-        layers[name] = Linear(partial(stored.rows, first, end), None if bias is None else bias[first:end])
+        place = stored.place_of(first, end)
+        layers[name] = Linear(partial(stored.rows, first, end), None if bias is None else bias[first:end], place)
         first = end
     return layers
 

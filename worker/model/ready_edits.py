@@ -1,6 +1,6 @@
 """Changes the nodes of an ONNX graph that others made; `ready_graph` says to what end. Knows nothing of files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ PAST: Final = slice(3, 5)
 _SEQLENS, _TOTAL = 5, 6
 INPUTS_MIN: Final = 1 + _TOTAL
 """Of attention; and behind what was attended, its outputs are keys and values."""
-_ROTARY: Final = {ATTENTION: 7, "RotaryEmbedding": 2}
+_ROTARY: Final = {ATTENTION: 7, "PagedAttention": 8, "RotaryEmbedding": 2}
 """Which input has the cosines of all positions."""
 
 _LINEAR: Final = ("MatMul", "MatMulNBits", "Gemm", "FusedMatMul")
@@ -35,20 +35,33 @@ class Ports:
     attention_mask: str = "attention_mask"
     position_ids: str = "position_ids"
     kept_logits: str = "num_logits_to_keep"
+    logits_indices: str = "logits_indices"
     logits: str = "logits"
 
 
 def name_inputs(graph: GraphProto, attention: Sequence[NodeProto]) -> None:
     """Give attention our lengths and our names for caches; layers are counted in the order of the graph."""
+    name_caches(graph, attention)
+    for node in attention:
+        node.input[_SEQLENS], node.input[_TOTAL] = "seqlens_k", "total_sequence_length"
+
+
+def name_caches(graph: GraphProto, attention: Sequence[NodeProto]) -> None:
+    """Give our names to the keys and values of each layer."""
     names: dict[str, str] = {}
     for layer, node in enumerate(attention):
         for kind, past, present in zip(("key", "value"), node.input[PAST], node.output[1:3], strict=True):
             names |= {past: f"past_key_values.{layer}.{kind}", present: f"present.{layer}.{kind}"}
+    rename(graph, names)
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Call values otherwise, wherever they are made or taken."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    for node in attention:
-        node.input[_SEQLENS], node.input[_TOTAL] = "seqlens_k", "total_sequence_length"
+    for value in graph.input:
+        value.name = names.get(value.name, value.name)
 
 
 def without_branches(graph: GraphProto) -> int | None:
@@ -83,8 +96,8 @@ def _limit(graph: GraphProto, node: NodeProto) -> int | None:
     return None if value is None else int(value)
 
 
-def gather_rows(graph: GraphProto, logits: str) -> None:
-    """Compute logits only where they are wanted, [R, vocabulary], in float32."""
+def gather_rows(graph: GraphProto, logits: str, axes: int) -> None:
+    """Compute logits only where they are wanted, [R, vocabulary], in float32. Tokens lie along so many axes."""
     makers, constants = _makers(graph), _constants(graph)
     last = makers.get(logits)
     while last is not None and last.op_type in _EACH_NUMBER:
@@ -97,13 +110,16 @@ def gather_rows(graph: GraphProto, logits: str) -> None:
         hidden = maker.input[0]
     place = next(index for index, node in enumerate(graph.node) if node.output == last.output)
     last.input[0] = "rows.wanted"
-    flat = helper.make_node("Flatten", [hidden], ["rows.flat"], name="rows/Flatten", axis=2)
+    flat = helper.make_node("Flatten", [hidden], ["rows.flat"], name="rows/Flatten", axis=axes)
     wanted = helper.make_node("Gather", ["rows.flat", "logits_indices"], ["rows.wanted"], name="rows/Gather", axis=0)
     graph.node.insert(place, wanted)
     graph.node.insert(place, flat)
-    for node in graph.node:
-        node.output[:] = ["logits.as_made" if name == logits else name for name in node.output]
-        node.input[:] = ["logits.as_made" if name == logits else name for name in node.input]
+    widen_logits(graph, logits)
+
+
+def widen_logits(graph: GraphProto, logits: str) -> None:
+    """Give them in float32, under our name."""
+    rename(graph, {logits: "logits.as_made"})
     graph.node.append(
         helper.make_node("Cast", ["logits.as_made"], ["logits"], name="logits/Cast", to=TensorProto.FLOAT)
     )
@@ -143,9 +159,7 @@ def compute_inputs(graph: GraphProto, ports: Ports) -> None:
     ]
     for at, made in enumerate(added):
         graph.node.insert(at, made)
-    if ports.input_ids != "input_ids":
-        for made in graph.node:
-            made.input[:] = ["input_ids" if name == ports.input_ids else name for name in made.input]
+    rename(graph, {ports.input_ids: "input_ids"})
 
 
 def drop_what_is_idle(graph: GraphProto) -> None:

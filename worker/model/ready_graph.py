@@ -5,7 +5,7 @@ The exporters of onnxruntime-genai and of Hugging Face (onnx-community, optimum)
 attention is ONNX Runtime's GroupQueryAttention, rows of any lengths can be decoded together, and that is all we need:
 its two inputs of lengths become inputs of the graph, what is still asked of mask and positions is computed from
 them, the lm_head sees only the rows that want logits, and all that nothing needs any more is dropped. Weights and
-arithmetic stay as they are.
+arithmetic stay as they are. Graphs of PagedAttention are another kind: see `ready_paged`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from worker.model import ready_edits
+from worker.model import ready_edits, ready_paged
 from worker.model.errors import UnreadableWeights, UnsupportedModel
 from worker.model.onnx_file import MICROSOFT
 from worker.model.precision import Precision
@@ -34,7 +34,9 @@ _CACHES: Final[Mapping[int, Precision]] = {TensorProto.FLOAT: Precision.FP32, Te
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadyGraph:
-    """A graph that runs as those of `graph` do; its weights lie where they lay. See `ready_weights`."""
+    """A graph that runs as those of `graph` do, or of `paged_graph`; its weights lie where they lay. See
+    `ready_weights`.
+    """
 
     path: Path
     model: ModelProto
@@ -42,9 +44,10 @@ class ReadyGraph:
     heads: int
     kv_heads: int
     precision: Precision
-    """That of the cache."""
+    """That of the cache; of what is computed, where the cache has fewer bits."""
     positions: int | None
     """How many positions its tables of rotary embedding have, all of the same kind; None if it does not say."""
+    is_paged: bool = False
 
 
 def read(path: Path, ports: Ports, *, head_size: int) -> ReadyGraph:
@@ -73,6 +76,8 @@ def load(path: Path) -> ModelProto:
 def _adapted(path: Path, model: ModelProto, ports: Ports, head_size: int) -> ReadyGraph:
     _refuse(model)
     graph = model.graph
+    if paged := [node for node in graph.node if node.op_type == ready_paged.ATTENTION and node.domain == MICROSOFT]:
+        return _adapted_paged(path, model, paged, ports, head_size)
     attention = [node for node in graph.node if node.op_type == ATTENTION and node.domain == MICROSOFT]
     if not attention:
         raise Unfit(f"has no {ATTENTION}, without which rows of several lengths cannot share a run")
@@ -81,12 +86,26 @@ def _adapted(path: Path, model: ModelProto, ports: Ports, head_size: int) -> Rea
     heads, kv_heads = _heads(attention)
     ready_edits.name_inputs(graph, attention)
     shorter = ready_edits.without_branches(graph)
-    ready_edits.gather_rows(graph, ports.logits)
+    ready_edits.gather_rows(graph, ports.logits, axes=2)
     ready_edits.compute_inputs(graph, ports)
     ready_edits.drop_what_is_idle(graph)
     ready_edits.declare(graph, len(attention), kv_heads, head_size, element)
-    positions = min([*ready_edits.table_lengths(graph), *([shorter] if shorter else [])], default=None)
+    positions = _positions(graph, shorter)
     return ReadyGraph(path, model, len(attention), heads, kv_heads, _CACHES[element], positions)
+
+
+def _adapted_paged(
+    path: Path, model: ModelProto, attention: Sequence[NodeProto], ports: Ports, head_size: int
+) -> ReadyGraph:
+    heads, kv_heads = _heads(attention)
+    shorter = ready_edits.without_branches(model.graph)
+    precision = ready_paged.adapt(model.graph, attention, ports, kv_heads, head_size)
+    positions = _positions(model.graph, shorter)
+    return ReadyGraph(path, model, len(attention), heads, kv_heads, precision, positions, is_paged=True)
+
+
+def _positions(graph: GraphProto, shorter: int | None) -> int | None:
+    return min([*ready_edits.table_lengths(graph), *([shorter] if shorter else [])], default=None)
 
 
 def _refuse(model: ModelProto) -> None:

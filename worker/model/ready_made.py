@@ -107,6 +107,7 @@ def _genai(path: Path) -> _Said:
         input_ids=inputs.text("input_ids", usual.input_ids),
         attention_mask=inputs.text("attention_mask", usual.attention_mask),
         position_ids=inputs.text("position_ids", usual.position_ids),
+        logits_indices=inputs.text("logits_indices", usual.logits_indices),
         logits=outputs.text("logits", usual.logits),
     )
     return _Said(

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.model import config, tensors
 from worker.model.errors import UnreadableWeights, UnsupportedModel
-from worker.model.weights import StoredTensor, Tensor
+from worker.model.weights import Place, StoredTensor, Tensor
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
@@ -94,7 +95,7 @@ def _stored(name: str, entry: Mapping[str, Any], path: Path, start: int, size_by
         numbers = tensors.piece(path, element, (last - first) * width, offset)
         return convert(numbers).reshape(last - first, *shape[1:])
 
-    return StoredTensor(shape, rows)
+    return StoredTensor(shape, rows, Place(path, start + begin, shape, _STORED.get(kind, element)))
 
 
 def _widened(bits: NDArray[Any]) -> Tensor:
@@ -115,6 +116,8 @@ _READERS: Final[Mapping[str, tuple[np.dtype[Any], Callable[[NDArray[Any]], Tenso
     "F64": (np.dtype("<f8"), _plain),
 }
 """What an element is read as, and how to make float32 of it."""
+_STORED: Final[Mapping[str, np.dtype[Any]]] = {"BF16": np.dtype(ml_dtypes.bfloat16)}
+"""What it is, where that is something else."""
 
 
 def _index(folder: Path) -> dict[str, str]:

@@ -12,6 +12,8 @@ from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
 
 _TOKENS: Final = 12
+_INSERTED: Final = "InsertedPrecisionFreeCast_"
+"""In the names of what ONNX Runtime puts around nodes in 16 bits on a CPU, which attention over pages cannot bear."""
 _DIFFERENCE_MAX: Final = 0.05
 """Of the largest logit. Sums in another order differ by less, also of 16 bits; another position or text by more."""
 
@@ -38,6 +40,26 @@ def check(path: Path, spec: ModelSpec, precision: Precision) -> None:
             raise UnsupportedModel(
                 f"{path.name} computes a text otherwise {how} than alone and in one, so it cannot be run"
             )
+
+
+def check_types(path: Path) -> None:
+    """Hold a graph for cards against the operators' descriptions. UnsupportedModel if it is not one.
+
+    ONNX Runtime looks for code for this machine, and inserts what that needs, only after it has found all types and
+    shapes to be right.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented:
+        return
+    except Exception as error:  # as above
+        if _INSERTED in str(error):
+            return
+        reason = str(error).strip().splitlines()[-1]
+        raise UnsupportedModel(f"{path.name} cannot be run by ONNX Runtime {ort.__version__}: {reason}") from error
 
 
 class _Trial:

@@ -5,9 +5,11 @@ i + head_size / 2. Multipliers are folded in already: see `folding`. Tensors are
 linear layers whole, one at a time, and tables of embeddings, the largest of all, a stretch of rows at a time.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from pathlib import Path
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,26 @@ STRETCH: Final = 1024
 """Rows of a table that are read, changed and written at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Numbers that lie in a file one behind the other, as a processor has them."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    element: np.dtype[Any]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.element.itemsize
+
+    def rows(self, first: int, end: int) -> "Place | None":
+        """Where some of the rows lie. None if that is no place for such numbers."""
+        offset = self.offset + first * math.prod(self.shape[1:]) * self.element.itemsize
+        is_aligned = offset % self.element.itemsize == 0
+        return replace(self, offset=offset, shape=(end - first, *self.shape[1:])) if is_aligned else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
     """A tensor that is where it is, in a file as a rule, until it is read."""
@@ -25,6 +47,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     rows: Callable[[int, int], Tensor]
     """From a row on, up to before another: in float32, and the reader's own."""
+    place: Place | None = None
+    """Where it lies, if nothing about it is changed when it is read but its type."""
 
     @classmethod
     def of(cls, array: Tensor) -> Self:
@@ -34,6 +58,10 @@ class StoredTensor:
     def read(self) -> Tensor:
         """All of it."""
         return self.rows(0, self.shape[0])
+
+    def place_of(self, first: int, end: int) -> Place | None:
+        """Where some of the rows lie, if they may be taken from there."""
+        return None if self.place is None else self.place.rows(first, end)
 
     def stretches(self) -> Iterator[Tensor]:
         """All of it, some rows at a time."""
@@ -52,6 +80,8 @@ class Linear:
     read: Callable[[], Tensor]
     """Its weight, [outputs, inputs]."""
     bias: Tensor | None = None  # [outputs]
+    place: Place | None = None
+    """Where its weight lies, if it may be taken from there."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Linear":
         """The layer whose outputs are changed so: the rows of its weight, and its bias."""

@@ -48,7 +48,7 @@ def opened(folder: Path, chosen: str | None) -> Iterator[Classifier]:
     try:
         config = Config.model_validate_json((folder / "config.json").read_bytes())
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        session = open_session(folder / "model.onnx", threads=1, use_cuda=False)
+        session = open_session(folder / "model.onnx", threads=1)
     except ValidationError as error:
         fault = error.errors()[0]
         raise _unusable(folder, " ".join(map(str, ("config.json:", *fault["loc"], fault["msg"])))) from error

@@ -221,20 +221,21 @@ def test_the_fault_is_picked_from_what_a_server_says(said: list[str], named: str
     assert fault("\n".join(said)) == named
 
 
-def test_a_server_that_keeps_dying_is_started_at_once_and_then_ever_more_rarely_up_to_30_seconds() -> None:
-    pace, now, waits = Backoff(), 1000.0, []
-    for _ in range(8):
+@pytest.mark.parametrize(("wait_max", "expected"), [(4, [1, 2, 4, 4, 4, 4]), (30, [1, 2, 4, 8, 16, 30, 30])])
+def test_what_keeps_dying_is_started_at_once_and_then_ever_more_rarely(wait_max: float, expected: list[float]) -> None:
+    pace, now, waits = Backoff(wait_max), 1000.0, []
+    for _ in expected:
         assert pace.is_due(now)
         pace.started(now)
         waits.append(pace.not_before - now)
         assert not pace.is_due(pace.not_before - 0.001)
         now = pace.not_before
-    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert waits == expected
 
 
 @given(st.lists(st.floats(0, 100), max_size=50))
-def test_a_server_is_never_started_twice_within_a_second(steps: list[float]) -> None:
-    pace, now, starts = Backoff(), 1000.0, []
+def test_what_dies_is_never_started_twice_within_a_second(steps: list[float]) -> None:
+    pace, now, starts = Backoff(30), 1000.0, []
     for step in steps:
         now += step
         pace.lives(now - step / 2)
@@ -244,8 +245,21 @@ def test_a_server_is_never_started_twice_within_a_second(steps: list[float]) -> 
     assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(starts))
 
 
-def test_a_server_that_lived_for_a_while_after_a_crash_is_started_at_once_again() -> None:
-    pace = Backoff()
+@given(st.lists(st.floats(0, 60), max_size=50), st.sampled_from([4.0, 30.0]))
+def test_what_lived_for_the_longest_wait_is_started_again_at_once(lives: list[float], wait_max: float) -> None:
+    pace, now = Backoff(wait_max), 1000.0
+    for life in lives:
+        pace.started(now)
+        now += life
+        pace.lives(now)
+        waits = max(0.0, pace.not_before - now)
+        assert waits <= wait_max
+        assert waits == 0 or life < wait_max
+        now += waits
+
+
+def test_what_lived_for_a_while_after_a_crash_is_started_at_once_again() -> None:
+    pace = Backoff(30)
     for _ in range(6):
         pace.started(1000)
     pace.lives(1061)

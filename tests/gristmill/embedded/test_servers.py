@@ -197,6 +197,37 @@ def test_a_killed_server_is_started_again_and_what_was_committed_is_there(folder
         assert said == [f"{server.capitalize()} has died; starting it again."]
 
 
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 1000.0
+    sleep = staticmethod(time.sleep)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_server_that_dies_again_and_again_is_never_missed_for_longer_than_four_seconds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, missed = Clock(), []
+    monkeypatch.setattr("gristmill.embedded.servers.time", clock)
+    with servers(folder) as shared:
+        for life in (0, 0, 0, 0, 0, 5, 9, 0):
+            clock.now += life
+            shared.check()
+            os.kill(pid(folder, "valkey"), signal.SIGKILL)
+            eventually(lambda: not is_running(folder, "valkey"))
+            died_at = clock.now
+            shared.check()
+            while not is_running(folder, "valkey"):
+                clock.now += 0.5
+                shared.check()
+            missed.append(clock.now - died_at)
+            eventually(lambda: answers(shared.addresses))
+    assert missed == [0, 1, 2, 4, 4, 0, 0, 1]
+
+
 def test_a_stale_pid_that_now_is_another_process_does_not_keep_postgres_from_starting(folder: Path) -> None:
     with servers(folder):
         os.kill(pid(folder, "postgres"), signal.SIGKILL)

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import openai
@@ -66,20 +67,28 @@ def stranger(app: FastAPI, ledger: Engine) -> Iterator[TestClient]:
         yield client
 
 
+@contextmanager
+def served(app: FastAPI, listening: socket.socket, **options: int) -> Iterator[uvicorn.Server]:
+    """The app behind a real server on a socket, with options of uvicorn."""
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, lifespan="off", **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not server.started:
+        assert time.monotonic() < deadline, "the server did not start"
+        thread.join(0.01)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture
 def address(app: FastAPI) -> Iterator[str]:
     """The app behind a real server on a loopback port."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        deadline = time.monotonic() + 10
-        while not server.started:
-            assert time.monotonic() < deadline, "the server did not start"
-            thread.join(0.01)
+    with socket.create_server(("127.0.0.1", 0)) as listening, served(app, listening):
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture

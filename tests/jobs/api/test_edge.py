@@ -15,9 +15,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from jobs.api.app import create_app
+from jobs.api.edge import READ_RATE, READ_SECONDS, patience_left
 from jobs.hints import Hints
 from jobs.settings import Settings
 from tests.jobs import making
+from tests.jobs.api.conftest import served
 
 
 @contextmanager
@@ -57,13 +59,52 @@ def test_a_body_that_stops_arriving_is_given_up_and_nothing_of_it_stays(
         answer = answer_to(opened, head.encode() + b"x" * 2_500_000)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"x-request-id: req_" in answer
-    assert "0 seconds" in str(error_in(answer)["message"])
+    assert "too slowly" in str(error_in(answer)["message"])
     left = (
         "SELECT (SELECT count(*) FROM file) + (SELECT count(*) FROM file_part) + (SELECT count(*) FROM upload_permit)"
     )
     deadline = time.monotonic() + 10
     while making.scalar(ledger, left) != 0:
         assert time.monotonic() < deadline, "what had arrived is still there"
+
+
+def trickle(opened: socket.socket, byte: bytes) -> bytes:
+    """Send a byte now and then, until the server answers or closes; what it answered."""
+    opened.settimeout(0.02)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError, ConnectionResetError):
+            opened.sendall(byte)
+            return opened.recv(65_536)
+    pytest.fail("it was not cut off")
+
+
+def test_a_body_of_which_a_byte_comes_now_and_then_is_given_up(
+    address: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.api.edge.READ_SECONDS", 0.5)
+    head = (
+        f"POST /v1/batches HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\ncontent-length: 3000000\r\n"
+        "content-type: application/json\r\n\r\n"
+    )
+    with connection(address) as opened:
+        opened.sendall(head.encode())
+        answer = trickle(opened, b" ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert error_in(answer)["type"] == "invalid_request_error"
+
+
+def test_a_head_of_which_a_byte_comes_now_and_then_is_cut_off(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.api.connections.HEAD_SECONDS", 0.5)
+    with connection(address) as opened:
+        opened.sendall(b"GET /healthz HTTP/1.1\r\nx-long: ")
+        assert trickle(opened, b"x") == b""
+
+
+def test_patience_is_used_up_by_waiting_and_filled_up_by_what_comes() -> None:
+    assert patience_left(10, waited_seconds=4, size=0) == 6
+    assert patience_left(10, waited_seconds=4, size=2 * READ_RATE) == 8
+    assert patience_left(10, waited_seconds=4, size=1 << 40) == READ_SECONDS, "nothing is saved up beyond"
 
 
 def test_a_body_that_is_refused_and_never_ends_is_cut_off(
@@ -130,7 +171,7 @@ def test_what_is_not_http_is_refused_with_the_envelope(address: str) -> None:
 def test_a_client_who_takes_nothing_of_its_answer_is_cut_off(
     address: str, key: str, ledger: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.api.edge.WRITE_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.api.connections.TAKE_SECONDS", 0.2)
     size = 40_000_000  # more than the sockets' buffers hold
     file = making.upload(ledger, b"x" * size)
     head = f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n\r\n"
@@ -143,6 +184,27 @@ def test_a_client_who_takes_nothing_of_its_answer_is_cut_off(
         threading.Event().wait(1)  # the client does something else
         received = len(answer_to(opened, b""))
     assert received < size
+
+
+@pytest.mark.parametrize("header", ["", "connection: close\r\n"])
+def test_a_client_who_leaves_the_rest_of_its_answer_is_cut_off(
+    app: FastAPI, key: str, ledger: Engine, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    monkeypatch.setattr("jobs.api.connections.TAKE_SECONDS", 0.2)
+    file = making.upload(ledger, b"x" * 60_000)  # less than the server waits for a client to take
+    request = f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n{header}\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as opened:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there can be
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        with served(app, listening, timeout_keep_alive=0) as server:
+            opened.connect(listening.getsockname())
+            opened.sendall(request.encode())
+            assert opened.recv(12) == b"HTTP/1.1 200"
+            deadline = time.monotonic() + 20
+            while server.server_state.connections:
+                assert time.monotonic() < deadline, "the connection is kept"
+                time.sleep(0.01)
+            assert len(answer_to(opened, b"")) < 60_000
 
 
 def test_more_requests_at_once_than_are_answered_are_told_to_come_again(ledger: Engine, key: str, hints: Hints) -> None:

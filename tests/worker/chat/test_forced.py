@@ -1,16 +1,19 @@
 """What an answer is held to tells which tokens can only follow, through all that watches beside it."""
 
+import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.worker.chat.asking import ask, said
+from tests import tiny_model
+from tests.worker.chat.asking import CREATED, ask, body, said
 from tests.worker.chat.walking import allowed
 from worker.chat import Chat
-from worker.engine import Watcher
-from worker.model import ModelFolder
+from worker.engine import EngineSettings, Watcher, load
+from worker.model import ModelFolder, Precision
 
 WEATHER: dict[str, Any] = {
     "name": "get_weather",
@@ -97,3 +100,37 @@ def test_what_is_told_is_always_the_one_way_on(chat: Chat, asked: dict[str, Any]
         if not watcher.accept(int(random.choice(allowed(watcher)))):
             break
     assert told > 3
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+@pytest.mark.parametrize("asked", [{}, {"logprobs": True}])
+def test_what_must_come_first_is_computed_with_the_prompt_and_told_to_who_reads_along(
+    tmp_path: Path, precision: Precision, asked: dict[str, object]
+) -> None:
+    """But where it is to be told what the model thinks of each token, it is asked for each."""
+    folder = tiny_model.write(tmp_path / "tiny", precision=precision)
+    chat, told = Chat(folder, context_tokens=512, fingerprint="fp"), dict[int, str]()
+
+    def publish(choice: int, text: str, *, start: int, is_thinking: bool = False) -> None:
+        assert start == len(told.get(choice, ""))
+        told[choice] = told.get(choice, "") + text
+
+    form = {"regex": "Answer number [0-9]{6}"}
+    wanted = chat.prompt(
+        body(structured_outputs=form, n=2, stop="0", **asked), seed_text="s", created=CREATED, publish=publish
+    )
+    with load(folder, EngineSettings(threads=1, context_tokens_max=512, slots_max=4)) as engine:
+        completions = engine.submit(wanted.prompt).result(30)
+    answer = json.loads(chat.answer(wanted, completions, created_at=1).body)
+    lengths = []
+    for choice in answer["choices"]:
+        content = choice["message"]["content"]
+        is_stopped = len(content) < len("Answer number 123456")
+        assert told[choice["index"]] == content[: None if is_stopped else -1]  # the last comes with the answer
+        assert content.startswith("Answer number ")
+        lengths.append(len(content) + is_stopped)
+    usage = answer["usage"]
+    assert usage["prompt_tokens"] == len(wanted.prompt.token_ids)
+    assert usage["completion_tokens"] == sum(lengths)
+    drawn = max(lengths) - (0 if asked else len("Answer number "))
+    assert engine.progress.steps == drawn, "one for the first token, with the prompt, and one for each of the others"

@@ -1,5 +1,7 @@
 """Grammars are compiled once, in bounded time, and cost nobody but their sender anything."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Timer
@@ -11,7 +13,7 @@ import orjson
 import pytest
 
 from jobs.contract.limits import GRAMMAR_CHARACTERS_MAX
-from jobs.errors import BadRequest
+from jobs.errors import BadRequest, Unavailable
 from tests.worker.chat.walking import allowed
 from worker.chat import Chat, grammar, grammar_text
 from worker.chat.grammar import Grammars
@@ -142,6 +144,28 @@ def test_what_takes_too_long_to_compile_costs_its_own_line_an_error(
     with pytest.raises(BadRequest, match="to compile"):
         compiled(grammars, {"const": "burning bomb"})
     assert not held.is_set()
+
+
+def test_grammars_that_were_given_up_take_no_more_than_their_share(
+    grammars: Grammars, held: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is served on, and once one has ended, what is new is served again."""
+    known, others = compiled(grammars, {"const": 1}), set(threading.enumerate())
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 0.1)
+    for number in range(grammar.GIVEN_UP_MAX):
+        with pytest.raises(BadRequest, match="to compile"):
+            compiled(grammars, {"const": f"burning bomb {number}"})
+    with pytest.raises(Unavailable, match="No new grammar can be compiled now"):
+        compiled(grammars, {"const": "burning bomb again"})
+    burning = [thread for thread in threading.enumerate() if thread.name == "grammar" and thread not in others]
+    priorities = [os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in burning]
+    assert priorities == [19] * grammar.GIVEN_UP_MAX
+    assert compiled(grammars, {"const": 1}) is known
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS_MAX", 60.0)
+    held.set()
+    for thread in burning:
+        thread.join(PATIENCE_SECONDS)
+    assert compiled(grammars, {"const": "burning bomb again"})
 
 
 def test_a_machine_that_is_slow_refuses_nothing(

@@ -50,11 +50,15 @@ class FakeRunner:
         pages: int | None = None,
         step_tokens: int = 10**9,
         feeds_from: int | None = None,
+        is_exact: bool = False,
     ) -> None:
         self.slots = slots
         self.stages = stages
         self.spans_max = spans_max
         self.mixes = mixes
+        self.is_exact = is_exact
+        self.fed: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+        """Of what was fed ahead, the text before and the tokens."""
         self.context_tokens = context_tokens
         self.page_tokens = page_tokens
         self.gate = Event()
@@ -109,13 +113,15 @@ class FakeRunner:
         self.read += len(texts)
         return self._logits(texts)
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:
+        assert length in map(len, self._rows)
         return self._feeds_from is not None and tokens >= self._feeds_from
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
-        assert self.feeds(len(token_ids))
+        assert self.feeds(len(token_ids), len(self._rows[row]))
         if len(token_ids) > self._step_tokens:
             raise OutOfMemory("scripted")
+        self.fed.add((tuple(self._rows[row]), tuple(token_ids)))
         self._rows[row] += token_ids
         assert self.free_tokens >= 0, "more pages taken than there are"
 

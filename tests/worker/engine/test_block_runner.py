@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from tests import tiny_model
+from tests.worker.engine.test_forced import Form
 from worker.engine.block_runner import BlockRunner
 from worker.engine.blocks import BlockLayout
 from worker.engine.engine import Engine
@@ -19,7 +20,7 @@ from worker.engine.sampling import Sampling
 from worker.engine.scheduler import WORTH_WAITING_TOKENS
 from worker.engine.settings import EngineSettings
 from worker.engine.softmax import Logits
-from worker.model.block_graph import BLOCK, STAGES
+from worker.model.block_ports import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.precision import Precision
 
@@ -184,6 +185,36 @@ def test_an_answer_that_had_to_leave_its_row_is_the_same_to_the_last_bit(model: 
         assert (mine.token_ids, mine.logprobs) == (theirs.token_ids, theirs.logprobs)
 
 
+def test_what_follows_forced_tokens_is_the_same_in_any_crowd_and_after_it_left_its_row(model: ModelFolder) -> None:
+    """Those that must come first, and many at once in the middle."""
+
+    def asked(number: int) -> Prompt:
+        form = [
+            *text(20 + 3 * number, 5).tolist(),
+            *[None] * 30,
+            *text(20, 6).tolist(),
+            None,
+            *text(12, 7),
+            *[None] * 75,
+        ]
+        return Prompt(text(20, number), Sampling(seed=number), 150, watch=lambda _: Form(form, tells=True))
+
+    prompts = [asked(number) for number in range(4)]
+
+    def answers(asked: list[Prompt], blocks: int, short: int) -> tuple[list[tuple[int, ...]], int]:
+        with Engine(open_runner(model, holding(model, blocks)), KNOBS) as engine:
+            for future in [engine.submit(Prompt(text(5), Sampling(seed=1), 1)) for _ in range(short)]:
+                future.result(PATIENCE_SECONDS)
+            before = engine.progress.prompt_tokens
+            found = [future.result(PATIENCE_SECONDS)[0].token_ids for future in [engine.submit(one) for one in asked]]
+            return found, engine.progress.prompt_tokens - before
+
+    alone = [answers([one], blocks=5, short=0)[0][0] for one in prompts]
+    crowded, prompt_tokens = answers(prompts, blocks=8, short=80)  # so that answers are expected to be short
+    assert prompt_tokens > sum(40 + 3 * number for number in range(4)), "none had to leave its row"
+    assert crowded == alone
+
+
 def holding(model: ModelFolder, blocks: int) -> EngineSettings:
     """Settings that leave so many blocks to the rows."""
     spec, context_tokens = model.spec, 192
@@ -191,3 +222,60 @@ def holding(model: ModelFolder, blocks: int) -> EngineSettings:
     stage_bytes = context_tokens * spec.kv_bytes_per_token(4) + (layout.blocks_for(context_tokens) + 1) * layout.bytes
     kv_bytes_max = STAGES * stage_bytes + blocks * layout.bytes
     return EngineSettings(threads=2, context_tokens_max=context_tokens, slots_max=4, kv_bytes_max=kv_bytes_max)
+
+
+@pytest.mark.parametrize("length", [1, 50, 63, 130])
+@pytest.mark.parametrize("ahead", [8, 71])
+def test_a_row_that_takes_many_tokens_at_once_goes_on_bit_for_bit_alike_in_any_crowd(
+    runner: BlockRunner, length: int, ahead: int
+) -> None:
+    """Beside rows, prompts in three stages and in all four, and rows that take many tokens too."""
+    prompt, tokens = text(length), text(ahead + 1, 3).tolist()
+
+    def placed() -> int:
+        compute(runner, prompt, [length])
+        return runner.place(0, length)
+
+    def clear(rows: int) -> None:
+        for row in reversed(range(rows)):
+            runner.remove(row)
+
+    row = placed()
+    runner.feed(row, tokens[:-1])
+    alone = [runner.step([], [tokens[-1]])[0].copy(), *(runner.step([], [step])[0].copy() for step in range(10))]
+    clear(1)
+    crowd = [20, 64, 65, 250, 129, 7]
+    for prompts in (0, 3, STAGES):
+        for other in crowd:
+            compute(runner, text(other), [other], stage=1)
+            runner.place(1, other)
+        row, others = placed(), {1, 2, 4, 5}
+        for number in (row, *others):
+            runner.feed(number, tokens[:-1] if number == row else text(9, number).tolist())
+        spans = [Span(n, 0, text(31 + n), ends_prompt=True) for n in range(prompts)]
+        logits = runner.step(spans, [tokens[-1]] * (row + 1), unread={0, 4})
+        assert len(logits) == prompts + row - 1
+        assert np.array_equal(logits[-1], alone[0])
+        lengths = [*(size + (10 if number in others else 1) for number, size in enumerate(crowd)), length + ahead + 1]
+        assert runner._cache.lengths == lengths
+        for step in range(10):
+            assert np.array_equal(runner.step([], [step] * (row + 1))[row], alone[1 + step]), step
+        clear(row + 1)
+
+
+def test_tokens_taken_at_once_are_read_as_those_taken_one_by_one(runner: BlockRunner) -> None:
+    """But for what 8 bits leave out."""
+    tokens, read = text(20, 3).tolist(), []
+    compute(runner, text(90), [90])
+    for is_fed in (False, True):
+        runner.place(0, 90)
+        if is_fed:
+            runner.feed(0, tokens[:-1])
+        else:
+            for token in tokens[:-1]:
+                runner.step([], [token])
+        read.append([runner.step([], [token])[0].copy() for token in (tokens[-1], 7, 8)])
+        runner.remove(0)
+    for one, other in zip(*read, strict=True):
+        assert not np.array_equal(one, other), "they were taken alike"
+        assert np.corrcoef(one, other)[0, 1] > 0.999

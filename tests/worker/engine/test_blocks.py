@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.blocks import BlockLayout, Blocks, NewTokens, RowBlocks, write_stretch
+from worker.engine.blocks import BlockLayout, Blocks, Bytes, Floats, NewTokens, RowBlocks, Scales, write_stretch
 from worker.engine.errors import OutOfBlocks
 
 LAYOUT = BlockLayout(layers=2, kv_heads=3, head_size=5, tokens=4)
@@ -20,6 +20,10 @@ def new_tokens(random: np.random.Generator, count: int) -> NewTokens:
     eighths = random.integers(0, 256, (2, LAYOUT.layers, count, LAYOUT.kv_heads, LAYOUT.head_size)).astype(np.uint8)
     scales = random.random((2, LAYOUT.layers, count, LAYOUT.kv_heads)).astype(np.float32)
     return NewTokens(*eighths, *scales)
+
+
+def in_float32(eighths: Bytes, scale: Scales) -> Floats:
+    return (eighths.astype(np.float32) - 128) * scale[..., np.newaxis]
 
 
 @dataclass
@@ -41,11 +45,18 @@ class World:
         assert self.cache.add(image, length) == len(self.rows)
         self.rows.append(tokens)
 
-    def append(self) -> None:
-        new = new_tokens(self.random, len(self.rows))
-        self.cache.append(new)
-        for row, tokens in enumerate(self.rows):
-            tokens.append(new.part(row, row + 1))
+    def append(self, left_out: int) -> None:
+        """A token for every row but one; there may be no such row."""
+        new, rows = new_tokens(self.random, len(self.rows)), [row for row in range(len(self.rows)) if row != left_out]
+        if rows:
+            self.cache.append(new.of(rows), rows)
+        for row in rows:
+            self.rows[row].append(new.part(row, row + 1))
+
+    def extend(self, row: int, count: int) -> None:
+        new = new_tokens(self.random, count)
+        self.cache.extend(row, new)
+        self.rows[row] += [new.part(place, place + 1) for place in range(count)]
 
     def remove(self, row: int) -> None:
         self.cache.remove(row)
@@ -67,12 +78,15 @@ class World:
             owned = table[row][table[row] > 0]
             assert (owners[owned] == row).all()
             assert lengths[owned].sum() == len(tokens)
+            floats = self.cache.floats(row, len(tokens) + 1)
             for position, token in enumerate(tokens):
                 block, offset = owned[position // 4], position % 4
                 assert np.array_equal(self.blocks.key[:, block, :, :, offset], token.key[:, 0])
                 assert np.array_equal(self.blocks.value[:, block, :, offset], token.value[:, 0])
                 assert np.array_equal(self.blocks.key_scale[:, block, :, 0, offset], token.key_scale[:, 0])
                 assert np.array_equal(self.blocks.value_scale[:, block, :, 0, offset], token.value_scale[:, 0])
+                assert np.array_equal(floats[::2, :, position], in_float32(token.key, token.key_scale)[:, 0])
+                assert np.array_equal(floats[1::2, :, position], in_float32(token.value, token.value_scale)[:, 0])
             behind = len(tokens) % 4
             assert not behind or not self.blocks.value_scale[:, owned[-1], :, :, behind:].any()
 
@@ -82,7 +96,8 @@ class World:
     st.lists(
         st.one_of(
             st.tuples(st.just("add"), st.integers(1, 20)),
-            st.tuples(st.just("append"), st.just(0)),
+            st.tuples(st.just("append"), st.integers(0, 9)),
+            st.tuples(st.just("extend"), st.integers(0, 30)),
             st.tuples(st.just("remove"), st.integers(0, 30)),
         ),
         max_size=25,
@@ -95,7 +110,9 @@ def test_every_row_keeps_its_tokens_and_the_blocks_have_no_holes(actions: list[A
         if action == "add":
             world.add(number)
         elif action == "append" and world.rows:
-            world.append()
+            world.append(number)
+        elif action == "extend" and world.rows:
+            world.extend(number % len(world.rows), 1 + number % 11)
         elif action == "remove" and world.rows:
             world.remove(number % len(world.rows))
         world.check()

@@ -26,7 +26,7 @@ def expanding(tmp_path: Path) -> ort.InferenceSession:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     model.ir_version = 10
     save(model, tmp_path / "expanding.onnx")
-    return sessions.open_session(tmp_path / "expanding.onnx", threads=1, use_cuda=False)
+    return sessions.open_session(tmp_path / "expanding.onnx", threads=1)
 
 
 def run(session: ort.InferenceSession, shape: list[int]) -> ort.IOBinding:

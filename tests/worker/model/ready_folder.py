@@ -15,6 +15,8 @@ from onnx import ModelProto, TensorProto, helper
 from tests import tiny_model
 from tests.worker.model import tiny_folder
 
+_PARTS = {"q_proj": slice(64), "k_proj": slice(64, 96), "v_proj": slice(96, 128)}
+
 RECORDED = Path(__file__).with_name("ready_graphs")
 
 Change = Callable[[ModelProto], None]
@@ -97,6 +99,11 @@ def _write_graph(path: Path, name: str, weights_name: str, change: Change) -> No
 
 
 def _draw(tensor: TensorProto) -> NDArray[Any]:
+    """By its name; queries, keys and values apart are the same as in one tensor."""
+    for part, columns in _PARTS.items():
+        if tensor.name.endswith(f"attn.{part}.MatMul.weight"):
+            fused = TensorProto(name=tensor.name.replace(part, "qkv_proj"), data_type=tensor.data_type, dims=(64, 128))
+            return np.ascontiguousarray(_draw(fused)[:, columns])
     kind, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
     random = np.random.default_rng(zlib.crc32(tensor.name.encode()))
     if kind == np.uint8:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.model import block_graph
+from worker.model import eighths
 from worker.model.weights import StoredTensor, Tensor
 
 
@@ -19,7 +19,7 @@ def weights(seed: int, heavy: bool) -> Tensor:
 def test_a_rounded_weight_is_off_by_half_a_step_at_most(seed: int, heavy: bool) -> None:
     weight = weights(seed, heavy)
     stored = StoredTensor.of(weight)
-    for quantized, zero in ((block_graph.unsigned(stored), 128), (block_graph.signed(stored), 0)):
+    for quantized, zero in ((eighths.unsigned(stored), 128), (eighths.signed(stored), 0)):
         restored = (quantized.values.astype(np.float32) - zero).T * quantized.scale[:, None]
         assert (np.abs(restored - weight).max(axis=1) <= quantized.scale * 0.5005).all()
 
@@ -27,7 +27,7 @@ def test_a_rounded_weight_is_off_by_half_a_step_at_most(seed: int, heavy: bool) 
 @given(st.integers(0, 999), st.booleans())
 def test_two_signed_products_of_usual_activations_fit_in_16_bits(seed: int, heavy: bool) -> None:
     """Usual: together no further from zero than the largest of one activation."""
-    values = block_graph.signed(StoredTensor.of(weights(seed, heavy))).values.astype(np.int64)
+    values = eighths.signed(StoredTensor.of(weights(seed, heavy))).values.astype(np.int64)
     pairs = values.reshape(-1, 2, values.shape[1])
     angles = np.linspace(0, 2 * np.pi, 64)
     for first, second in zip(np.cos(angles), np.sin(angles), strict=True):
@@ -37,4 +37,4 @@ def test_two_signed_products_of_usual_activations_fit_in_16_bits(seed: int, heav
 
 def test_signed_weights_are_little_coarser_than_unsigned_ones() -> None:
     weight = StoredTensor.of(np.random.default_rng(0).normal(size=(64, 576)).astype(np.float32))
-    assert np.median(block_graph.signed(weight).scale / block_graph.unsigned(weight).scale) < 1.25
+    assert np.median(eighths.signed(weight).scale / eighths.unsigned(weight).scale) < 1.25

@@ -36,9 +36,8 @@ def opened(added: ModelFolder) -> Runner:
     return open_runner(added, KNOBS)
 
 
-def assert_as_made(added: ModelFolder, graph: Path, nearly: float) -> None:
+def assert_as_made(runner: Runner, graph: Path, nearly: float) -> None:
     """A prompt in pieces, then two rows of several lengths written together, beside the graph as it was."""
-    runner = opened(added)
     found = [runner.step([Span(0, 0, np.array(IDS[:9]), ends_prompt=False)], [])]
     found.append(runner.step([Span(0, 9, np.array(IDS[9:20]), ends_prompt=True)], []).copy())
     runner.place(0, 20)
@@ -62,7 +61,7 @@ def test_a_folder_of_genai_gives_the_logits_that_its_makers_meant(name: str, tmp
     added = model.add(str(folder), models_dir)
     assert (added.name, added.spec.layers, added.spec.kv_heads, added.spec.head_size) == (name, 2, 2, 16)
     assert (added.spec.vocabulary, added.spec.context_length, added.spec.eos_token_ids) == (259, 64, (2,))
-    assert_as_made(added, folder / "model.onnx", NEARLY[name.split("-")[1]])
+    assert_as_made(opened(added), folder / "model.onnx", NEARLY[name.split("-")[1]])
 
 
 def keeping_few_logits(made: ModelProto) -> None:
@@ -99,7 +98,7 @@ def test_a_folder_of_onnx_community_gives_the_logits_that_its_makers_meant(
     folder = ready_folder.transformers_js(tmp_path / "Tiny-ONNX", name, variant, change)
     added = model.add(str(folder), models_dir)
     assert added.name == "tiny-onnx"
-    assert_as_made(added, folder / "onnx" / f"{variant}.onnx", NEARLY[name.split("-")[1]])
+    assert_as_made(opened(added), folder / "onnx" / f"{variant}.onnx", NEARLY[name.split("-")[1]])
 
 
 def test_one_of_several_graphs_is_chosen_by_its_path(tmp_path: Path, models_dir: Path) -> None:
@@ -119,7 +118,7 @@ def test_a_model_that_turns_longer_texts_otherwise_is_used_for_the_shorter_ones(
     folder = ready_folder.genai(tmp_path / "phi", "phi3-fp32")
     added = model.add(str(folder), models_dir)
     assert added.spec.context_length == 32
-    assert_as_made(added, folder / "model.onnx", NEARLY["fp32"])
+    assert_as_made(opened(added), folder / "model.onnx", NEARLY["fp32"])
 
 
 def test_what_was_added_needs_its_source_no_more(tmp_path: Path, models_dir: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_model
-from worker.model.block_graph import signed
+from worker.model.eighths import signed
 from worker.model.rotation import hadamard, orthogonal, rotated, turn_inside
 from worker.model.weights import StoredTensor
 

@@ -73,14 +73,17 @@ def write_json(path: Path, values: object) -> None:
     path.write_text(json.dumps(values), "utf-8")
 
 
-def write_safetensors(path: Path, arrays: Arrays) -> None:
-    """uint16 stands for the bits of bfloat16, which numpy does not know."""
+def write_safetensors(path: Path, arrays: Arrays, *, shift: int = 0) -> None:
+    """uint16 stands for the bits of bfloat16, which numpy does not know. Tensors begin `shift` bytes behind a multiple
+    of 8, where others align them.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": _KINDS[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8 + shift)
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values()))
 
 

@@ -6,21 +6,24 @@ The graph is cut at its attention nodes. What lies between them runs in ONNX Run
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from worker.engine.paged import attention
 from worker.engine.paged.attention import Attributes, Cache, Packing, Turning
 from worker.engine.paged.packing import PackedRun
+from worker.engine.paged.session import Fill
 from worker.engine.softmax import Ids, Logits
+from worker.model import onnx_file
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
+
+_FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,10 +61,11 @@ class CpuPagedSession:
     """The methods are those of `PagedSession`. Only for graphs in float32 or float16."""
 
     def __init__(self, path: Path, pages: int, page_tokens: int, threads: int = 1) -> None:
-        model = onnx.load(path)
+        model = onnx_file.load(path)
         self._attentions: list[_Attention] = []
         self._steps = list(self._cut(model, pages, page_tokens, threads))
         self._logits: Logits = np.zeros((0, 0), np.float32)
+        self._kept = self._logits
         shapes = {value.name: value.type.tensor_type.shape for value in model.graph.output}
         self.vocabulary = int(shapes["logits"].dim[1].dim_value)
 
@@ -71,7 +75,9 @@ class CpuPagedSession:
                 for cache in (node.key, node.value):
                     cache.array[target] = cache.array[source]
 
-    def run(self, run: PackedRun) -> Ids:
+    def run(self, run: PackedRun, fill: Fill | None = None) -> Ids:
+        if fill is not None and (run.input_ids < 0).any():
+            raise ValueError("tokens that are being drawn elsewhere cannot be had here")
         values: Values = dict(run.inputs())
         for step in self._steps:
             step.run(values)
@@ -81,10 +87,14 @@ class CpuPagedSession:
     def logits_at(self, rows: Ids) -> Logits:
         return self._logits[rows]
 
-    def largest(self) -> npt.NDArray[np.float64]:
-        """Of each layer the largest number, whatever its sign, among its keys and among its values, [layers, 2]."""
-        caches = [(node.key.array, node.value.array) for node in self._attentions]
-        return np.array([[float(np.abs(array.astype(np.float32)).max()) for array in pair] for pair in caches])
+    def keep(self) -> None:
+        self._kept = self._logits
+
+    def kept_at(self, rows: Ids) -> Logits:
+        return self._kept[rows]
+
+    def wait(self) -> None:
+        """A run has ended when it returns."""
 
     def close(self) -> None:
         self._steps.clear()
@@ -92,6 +102,7 @@ class CpuPagedSession:
 
     def _cut(self, model: ModelProto, pages: int, page_tokens: int, threads: int) -> Iterator[_Part | _Attention]:
         graph = model.graph
+        _name_constants(graph)
         weights = {tensor.name: tensor for tensor in graph.initializer}
         wanted_later = _wanted_later(graph)
         nodes: list[NodeProto] = []
@@ -104,6 +115,14 @@ class CpuPagedSession:
             self._attentions.append(_attention(graph, node, weights, pages, page_tokens))
             yield self._attentions[-1]
         yield _part(model, nodes, weights, {"logits"}, threads)
+
+
+def _name_constants(graph: GraphProto) -> None:
+    """What is constant is a weight, whose type is known wherever the graph is cut."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        graph.initializer.add().CopyFrom(node.attribute[0].t)
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
 
 
 def _wanted_later(graph: GraphProto) -> list[set[str]]:
@@ -141,7 +160,8 @@ def _part(
 def _input(graph: GraphProto, name: str) -> ValueInfoProto:
     """What a part takes: an input of the whole, or something of another part, which has the type of the weights."""
     inputs: dict[str, ValueInfoProto] = {value.name: value for value in graph.input}
-    return inputs.get(name) or helper.make_tensor_value_info(name, graph.initializer[0].data_type, None)
+    element = next(tensor.data_type for tensor in graph.initializer if tensor.data_type in _FLOATS)
+    return inputs.get(name) or helper.make_tensor_value_info(name, element, None)
 
 
 def _attention(

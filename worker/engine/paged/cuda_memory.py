@@ -6,6 +6,8 @@ all sessions are given as theirs.
 """
 
 import ctypes
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +16,8 @@ import numpy.typing as npt
 
 from worker.engine.errors import OutOfMemory
 
+logger = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
 
 LIBRARY: Final = "libcudart.so.13"
@@ -21,6 +25,7 @@ LIBRARY: Final = "libcudart.so.13"
 _OUT_OF_MEMORY: Final = 2  # cudaErrorMemoryAllocation
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _NON_BLOCKING: Final = 1
+_NO_TIMING: Final = 2  # cudaEventDisableTiming
 _CAPABILITY: Final = (75, 76)  # cudaDevAttrComputeCapabilityMajor and Minor
 
 
@@ -92,10 +97,29 @@ class CudaMemory:
         kind = ctypes.c_int(_ON_DEVICE)
         self._call("cudaMemcpy2DAsync", _at(target), stride, _at(source), stride, *block, kind, _at(self.stream))
 
+    def mark(self) -> Callable[[], None]:
+        event = ctypes.c_void_p()
+        self._call("cudaEventCreateWithFlags", ctypes.byref(event), ctypes.c_uint(_NO_TIMING))
+        self._call("cudaEventRecord", event, _at(self.stream))
+
+        def wait() -> None:
+            self._call("cudaEventSynchronize", event)
+            self._call("cudaEventDestroy", event)
+
+        return wait
+
     def wait(self) -> None:
         self._call("cudaStreamSynchronize", _at(self.stream))
 
     def close(self) -> None:
+        try:
+            self._give_back()
+        except CudaError as error:
+            # A device that failed fails every call from then on: its memory goes with the process.
+            logger.warning("the memory of a device was not given back", extra={"reason": str(error)})
+
+    def _give_back(self) -> None:
+        self.wait()
         for address in self._addresses:
             self._call("cudaFree", _at(address))
         for address in self._host:

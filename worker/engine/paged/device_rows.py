@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from worker.engine.paged.device_drawing import DeviceDrawing
 from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.session import PagedSession
-from worker.engine.sampling import Draw
+from worker.engine.rows import Wish
 from worker.engine.softmax import Ids, Logits
 
 
@@ -28,11 +29,11 @@ class SessionRows:
     def __getitem__(self, chosen: Sequence[bool]) -> "SessionRows":
         return replace(self, rows=self.rows[np.array(chosen, bool)])
 
-    def draw(self, places: Sequence[int], draws: Sequence[Draw]) -> Ids:
-        return self.sampler.draw(self.rows[list(places)], draws, self._rows_of)
+    def draw(self, wishes: Sequence[Wish]) -> DeviceDrawing:
+        drawing = self.sampler.draw(self.rows, wishes, self.session.kept_at)
+        if drawing.may_ask:
+            self.session.keep()
+        return drawing
 
     def fetch(self, places: Sequence[int]) -> Logits:
-        return self._rows_of(self.rows[list(places)])
-
-    def _rows_of(self, rows: Ids) -> Logits:
-        return self.session.logits_at(rows)
+        return self.session.logits_at(self.rows[list(places)])

@@ -1,30 +1,37 @@
-"""Draws the next tokens of rows whose logits are on a device: the same tokens as `worker.engine.sampling` draws.
+"""Draws the next tokens of rows whose logits are on a device: the same tokens as `worker.engine.next_token` draws.
 
-Rows of one kind are drawn in one run: greedy ones, those that leave few tokens, and those that leave many. What a run
-was not sure of comes to the host as a whole row: some rows in ten thousand, and those of a top_p that so many tokens
-share that they are not among the candidates.
+Rows of one kind are drawn in one run: greedy ones, those that leave few tokens, and those that leave many. Where
+something is changed in a row's logits, a copy of it is changed and drawn from (`device_edits`). What a run was not sure
+of is drawn on the host: some rows in ten thousand, and those of a top_p that so many tokens share that they are not
+among the candidates.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from worker.engine import noise, sampling
-from worker.engine import session as sessions
+from worker.engine import noise
 from worker.engine.envelope import UNIT
-from worker.engine.paged import sampler_graphs
-from worker.engine.paged.memory import DeviceMemory
+from worker.engine.errors import OutOfMemory
+from worker.engine.paged import edit_graphs, sampler_graphs
+from worker.engine.paged.device_drawing import DeviceDrawing, Results
+from worker.engine.paged.device_edits import DeviceEdits
+from worker.engine.paged.device_graphs import DeviceGraphs, Graph, Open
+from worker.engine.paged.memory import DeviceMemory, Placed
 from worker.engine.paged.sampler_graphs import ATTEMPTS, CANDIDATES
-from worker.engine.sampling import NO_TOKEN, Draw
-from worker.engine.softmax import Logits
+from worker.engine.rows import Wish
+from worker.engine.sampling import Draw, Sampling
+from worker.engine.softmax import Ids, Logits
 
-Ids = npt.NDArray[np.int64]
+logger = logging.getLogger(__name__)
+
 Values = dict[str, npt.NDArray[Any]]
-Open = Callable[[bytes], ort.InferenceSession]
+
+ROWS_AT_ONCE: Final = 128
+"""In one run: about as many as a card does side by side, and no more, for the memory that it takes."""
 
 _NO_TOP_P: Final = 2.0
 """More than all tokens have together."""
@@ -36,130 +43,136 @@ class DeviceSampler:
     def __init__(
         self, memory: DeviceMemory, open_session: Open, address: int, vocabulary: int, element: int, rows_max: int
     ) -> None:
-        self._memory = memory
-        self._open = open_session
-        self._logits = address, element, [rows_max, vocabulary]
-        make: dict[str, Callable[..., bytes]] = {
-            "greedy": sampler_graphs.greedy,
-            "few": sampler_graphs.few,
-            "full": partial(sampler_graphs.full, with_mass=False),
-            "nucleus": partial(sampler_graphs.full, with_mass=True),
-        }
-        self._graphs: Mapping[str, Callable[[], bytes]] = {
-            name: partial(graph, vocabulary, element) for name, graph in make.items()
-        }
-        self._sessions: dict[str, ort.InferenceSession] = {}
-        self._few_max = min(CANDIDATES, vocabulary)
+        self._graphs = DeviceGraphs(memory, open_session, vocabulary)
+        self._edits = DeviceEdits(self._graphs, min(rows_max, ROWS_AT_ONCE))
+        self._logits = Placed(address, element, (rows_max, vocabulary))
+        self._results = Results(memory, 2 * len(_KINDS), rows_max, min(edit_graphs.LIKELIEST, vocabulary))
 
-    def draw(self, rows: Ids, draws: Sequence[Draw], fetch: Callable[[Ids], Logits]) -> Ids:
-        """The next token of each of `rows` of the logits, NO_TOKEN where none is left. `fetch` gives whole rows."""
-        tokens = np.full(len(rows), NO_TOKEN, np.int64)
-        kinds = np.array([_kind(draw) for draw in draws])
-        numbers = _numbers(draws) if (kinds != "greedy").any() else np.zeros((len(rows), 0, 2))
-        unsure = np.zeros(len(rows), bool)
-        for kind, run in (
-            ("greedy", self._greedy),
-            ("few", self._few),
-            ("full", self._full),
-            ("nucleus", self._nucleus),
-        ):
-            meant = np.flatnonzero(kinds == kind)
-            if len(meant):
-                chosen = [draws[place] for place in meant.tolist()]
-                tokens[meant], unsure[meant] = run(rows[meant], chosen, numbers[meant])
-        left = np.flatnonzero(unsure)
-        if len(left):
-            tokens[left] = sampling.sample(fetch(rows[left]), [draws[place] for place in left.tolist()])
-        return tokens
+    def draw(self, rows: Ids, wishes: Sequence[Wish], fetch: Callable[[Ids], Logits]) -> DeviceDrawing:
+        """Begin to draw the next token of each of `rows` of the logits. `fetch` will give whole rows of them, also when
+        others have taken their place, if the drawing `may_ask`.
+        """
+        self._graphs.begin()
+        try:
+            return self._draw(rows, wishes, fetch)
+        except OutOfMemory as error:
+            logger.warning("tokens are drawn on the host", extra={"rows": len(rows), "reason": str(error)})
+            return DeviceDrawing(rows, np.zeros_like(rows), self._results, fetch, for_host=range(len(rows)))
+
+    def fill(self, ids: Placed) -> None:
+        """Put tokens that are being drawn where a run reads its ids: -1 - place stands for that place's."""
+        place = {"given": ids, "drawn": self._results.drawn}
+        self._graphs.run(edit_graphs.filled, ids.element, {}, place, {"ids": ids})
 
     def close(self) -> None:
         """Give the sessions back."""
-        self._sessions.clear()
+        self._graphs.close()
 
-    def _greedy(self, rows: Ids, draws: Sequence[Draw], numbers: Any) -> tuple[Ids, Any]:  # noqa: ARG002
-        found = self._run("greedy", rows, {}, ("peak", "peak_token"))
-        return _where_finite(found["peak"], found["peak_token"]), np.zeros(len(rows), bool)
+    def _draw(self, rows: Ids, wishes: Sequence[Wish], fetch: Callable[[Ids], Logits]) -> DeviceDrawing:
+        asking = {row: wish.top_logprobs for row, wish in enumerate(wishes) if wish.top_logprobs is not None}
+        told = [row for row, top in asking.items() if top <= edit_graphs.LIKELIEST]
+        places = np.zeros(len(rows), np.int64)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = slice(start, start + ROWS_AT_ONCE)
+            places[some] = self._begin(rows[some], wishes[some], start)
+        for start in range(0, len(told), ROWS_AT_ONCE):
+            chosen = told[start : start + ROWS_AT_ONCE]
+            self._tell(rows[chosen], places[chosen], self._results.told(len(told), start, len(chosen)))
+        for_host = [row for row in asking if row not in told]
+        may_ask = bool(for_host) or any(not wish.draw.sampling.is_greedy for wish in wishes)
+        return DeviceDrawing(rows, places, self._results, fetch, told, for_host, may_ask=may_ask)
 
-    def _few(self, rows: Ids, draws: Sequence[Draw], numbers: Any) -> tuple[Ids, Any]:
-        return self._draw_of_few(rows, draws, numbers[:, 0, 0])
+    def _begin(self, rows: Ids, wishes: Sequence[Wish], start: int) -> Ids:
+        """Begin to draw some rows, the first of which is number `start` of the drawing; where their tokens will be."""
+        are_changed = [wish.adjustment is not None or wish.mask is not None for wish in wishes]
+        plain, changed = np.flatnonzero(np.logical_not(are_changed)), np.flatnonzero(are_changed)
+        places = np.zeros(len(rows), np.int64)
+        places[plain] = self._draw_from(self._logits, rows[plain], [wishes[row] for row in plain.tolist()], 0, start)
+        if len(changed):
+            theirs = [wishes[row] for row in changed.tolist()]
+            logits, meant = self._edits.apply(self._logits, rows[changed], theirs)
+            places[changed] = self._draw_from(logits, meant, theirs, len(_KINDS), start)
+        return places
 
-    def _full(self, rows: Ids, draws: Sequence[Draw], numbers: Any) -> tuple[Ids, Any]:
-        found = self._run("full", rows, _of_all(draws, numbers), ("token", "is_accepted", "peak"))
-        return _where_finite(found["peak"], found["token"]), ~found["is_accepted"][:, 0]
+    def _draw_from(self, logits: Placed, rows: Ids, wishes: Sequence[Wish], first_region: int, start: int) -> Ids:
+        """Kind by kind, each into a region of its own."""
+        kinds = np.array([_kind(wish.draw.sampling) for wish in wishes])
+        places = np.zeros(len(rows), np.int64)
+        for number, (graph, values) in enumerate(_KINDS):
+            meant = np.flatnonzero(kinds == number)
+            if len(meant):
+                given = values([wishes[row].draw for row in meant.tolist()]) | {"rows": rows[meant]}
+                token, places[meant] = self._results.region(first_region + number, start, len(meant))
+                self._graphs.run(graph, logits.element, given, {"logits": logits}, {"token": token})
+        return places
 
-    def _nucleus(self, rows: Ids, draws: Sequence[Draw], numbers: Any) -> tuple[Ids, Any]:
-        given = _of_all(draws, numbers) | _inverse_temperature(draws)
-        found = self._run("nucleus", rows, given, ("token", "attempt", "is_accepted", "mass", "total", "peak"))
-        tokens, unsure = _where_finite(found["peak"], found["token"]), ~found["is_accepted"][:, 0]
-        share = _column(draws, lambda one: one.top_p)[:, 0]
-        again = np.flatnonzero(~unsure & ~(found["mass"][:, 0] < share * found["total"][:, 0]))
-        if len(again):
-            # None of the nucleus: it is drawn from, with the number that follows those that were used.
-            following = found["attempt"][again, 0] + 1
-            chosen = [draws[place] for place in again.tolist()]
-            places = numbers[again, following, 0]
-            tokens[again], unsure[again] = self._draw_of_few(rows[again], chosen, places)
-        return tokens, unsure
-
-    def _draw_of_few(self, rows: Ids, draws: Sequence[Draw], places: Any) -> tuple[Ids, Any]:
-        top_k = _column(draws, lambda one: min(one.top_k or self._few_max, self._few_max))
-        is_k = np.array([0 < draw.sampling.top_k <= self._few_max for draw in draws])
-        top_p = _column(draws, lambda one: one.top_p if one.top_p < 1 else _NO_TOP_P)
-        min_p = _column(draws, lambda one: one.min_p)
-        given = _inverse_temperature(draws) | {
-            "temperature": _column(draws, lambda one: one.temperature),
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "place": np.array(places, np.float64)[:, None],
-            "counts_all": _column(draws, lambda one: float(one.top_k == 0)),
-        }
-        found = self._run("few", rows, given, ("token", "covered", "mass", "least", "peak"))
-        has_all = (found["covered"] >= found["mass"]) | (found["least"] < min_p)
-        return _where_finite(found["peak"], found["token"]), ~(is_k | has_all[:, 0])
-
-    def _run(self, name: str, rows: Ids, given: Values, wanted: Sequence[str]) -> Values:
-        """One run of a graph; what it gives is on the host."""
-        if name not in self._sessions:
-            self._sessions[name] = self._open(self._graphs[name]())
-        session = self._sessions[name]
-        binding = session.io_binding()
-        address, element, shape = self._logits
-        binding.bind_input("logits", self._memory.device, self._memory.index, element, shape, address)
-        for key, value in (given | {"rows": rows}).items():
-            binding.bind_cpu_input(key, np.ascontiguousarray(value))
-        for key in wanted:
-            binding.bind_output(key, "cpu")
-        sessions.run(session, binding)
-        return dict(zip(wanted, binding.copy_outputs_to_cpu(), strict=True))
+    def _tell(self, rows: Ids, places: Ids, outputs: Mapping[str, Placed]) -> None:
+        """Have log-probabilities told of the tokens that are drawn for some rows."""
+        given, placed = {"rows": rows, "places": places}, {"logits": self._logits, "drawn": self._results.drawn}
+        self._graphs.run(edit_graphs.told, self._logits.element, given, placed, outputs)
 
 
-def _kind(draw: Draw) -> str:
-    one = draw.sampling
+def _kind(one: Sampling) -> int:
+    """Of `_KINDS`."""
     if one.is_greedy:
-        return "greedy"
+        return 0
     if one.top_k or one.min_p:
-        return "few"
-    return "nucleus" if one.top_p < 1 else "full"
+        return 1
+    return 2 if one.top_p == 1 else 3
 
 
-def _numbers(draws: Sequence[Draw]) -> npt.NDArray[np.float64]:
-    """[rows, ATTEMPTS + 1, 2] in [0, 1): one more than the envelope has, for the draw from the nucleus."""
+def _of_greedy(draws: Sequence[Draw]) -> Values:  # noqa: ARG001
+    return {}
+
+
+def _of_few(draws: Sequence[Draw]) -> Values:
+    return _inverse_temperature(draws) | {
+        "temperature": _column(draws, lambda one: one.temperature),
+        "top_k": _column(draws, lambda one: min(one.top_k or CANDIDATES, CANDIDATES)),
+        "top_p": _column(draws, lambda one: one.top_p if one.top_p < 1 else _NO_TOP_P),
+        "min_p": _column(draws, lambda one: one.min_p),
+        "place": _numbers(draws, 1)[:, :, 0],
+        "counts_all": _column(draws, lambda one: float(one.top_k == 0)),
+        "is_k": _column(draws, lambda one: float(0 < one.top_k <= CANDIDATES)),
+    }
+
+
+def _of_full(draws: Sequence[Draw]) -> Values:
+    return _of_all(draws, _numbers(draws, ATTEMPTS))
+
+
+def _of_nucleus(draws: Sequence[Draw]) -> Values:
+    numbers = _numbers(draws, ATTEMPTS + 1)
+    given = _of_all(draws, numbers[:, :ATTEMPTS]) | _inverse_temperature(draws)
+    return given | {"top_p": _column(draws, lambda one: one.top_p), "places_after": numbers[:, 1:, 0]}
+
+
+_KINDS: Final[Sequence[tuple[Graph, Callable[[Sequence[Draw]], Values]]]] = (
+    (sampler_graphs.greedy, _of_greedy),
+    (sampler_graphs.few, _of_few),
+    (sampler_graphs.full, _of_full),
+    (sampler_graphs.nucleus, _of_nucleus),
+)
+"""Rows that one graph draws, and what it is given for them beside the logits."""
+
+
+def _numbers(draws: Sequence[Draw], attempts: int) -> npt.NDArray[np.float64]:
+    """[rows, attempts, 2] in [0, 1)"""
     return noise.pairs(
         [draw.sampling.seed for draw in draws],
         [draw.choice for draw in draws],
         [draw.position for draw in draws],
-        range(ATTEMPTS + 1),
+        range(attempts),
     )
 
 
-def _of_all(draws: Sequence[Draw], numbers: Any) -> Values:
+def _of_all(draws: Sequence[Draw], numbers: npt.NDArray[np.float64]) -> Values:
     """What the envelope is drawn from with."""
     return {
         "line_unit": _column(draws, lambda one: UNIT / one.temperature).astype(np.float32),
         "temperature": _column(draws, lambda one: one.temperature),
-        "places": numbers[:, :ATTEMPTS, 0],
-        "chances": numbers[:, :ATTEMPTS, 1],
+        "places": numbers[:, :, 0],
+        "chances": numbers[:, :, 1],
     }
 
 
@@ -167,12 +180,6 @@ def _inverse_temperature(draws: Sequence[Draw]) -> Values:
     return {"inverse_temperature": _column(draws, lambda one: 1 / one.temperature).astype(np.float32)}
 
 
-def _column(draws: Sequence[Draw], read: Callable[[sampling.Sampling], float]) -> npt.NDArray[np.float64]:
+def _column(draws: Sequence[Draw], read: Callable[[Sampling], float]) -> npt.NDArray[np.float64]:
     """[rows, 1]"""
     return np.array([[read(draw.sampling)] for draw in draws], np.float64)
-
-
-def _where_finite(peaks: Any, tokens: Any) -> Ids:
-    """[rows]"""
-    found: Ids = np.where(np.isfinite(peaks[:, 0]), tokens[:, 0], NO_TOKEN)
-    return found

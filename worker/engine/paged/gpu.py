@@ -71,15 +71,6 @@ def require() -> None:
     open_memory(needs_bf16=False).close()
 
 
-def is_usable() -> bool:
-    """Is there such a GPU?"""
-    try:
-        require()
-    except GpuUnusable:
-        return False
-    return True
-
-
 def open_capturing(
     graph: Path | bytes, memory: CudaMemory, make_options: Callable[[], ort.SessionOptions]
 ) -> tuple[ort.InferenceSession, bool]:

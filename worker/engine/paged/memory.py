@@ -1,19 +1,28 @@
-"""The memory of a device, in addresses: what the sessions of one engine share. Here that of the CPU, for tests."""
+"""The memory of a device, in addresses: what the sessions of one engine share."""
 
-import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from worker.engine import memory
-
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An array on a device; `element` is ONNX's number of its type."""
+
+    address: int
+    element: int
+    shape: tuple[int, ...]
+
+
 class DeviceMemory(Protocol):
-    """Memory of one device, and the one stream in which copies and runs follow each other."""
+    """Memory of one device, and the one stream in which copies and runs follow each other. What is called here begins
+    when it comes to its turn there; nobody waits but in `wait` and for a mark.
+    """
 
     @property
     def device(self) -> str:
@@ -34,57 +43,28 @@ class DeviceMemory(Protocol):
         ...
 
     def upload(self, address: int, array: Array) -> None:
-        """Copy from the host; `array` must stay as it is until `wait`."""
+        """Copy from the host; `array` must stay as it is until that has happened."""
         ...
 
     def download(self, array: Array, address: int) -> None:
-        """Copy to the host; it is there after `wait`."""
+        """Copy to the host; it is there once that has happened."""
         ...
 
     def copy_planes(self, target: int, source: int, size_bytes: int, stride_bytes: int, planes: int) -> None:
         """Copy `size_bytes` in each of some planes, which lie `stride_bytes` apart."""
         ...
 
+    def mark(self) -> Callable[[], None]:
+        """To be called once: waits until all that was begun before this mark has happened."""
+        ...
+
     def wait(self) -> None:
-        """Until all of the above has happened."""
+        """Until all that was begun has happened."""
         ...
 
     def close(self) -> None:
-        """Give back all that was allocated."""
+        """Give back all that was allocated, once what was begun has ended, in whatever way."""
         ...
-
-
-class HostMemory:
-    """The methods are those of `DeviceMemory`. All happens at once."""
-
-    device = "cpu"
-    index = 0
-
-    def __init__(self) -> None:
-        self._arrays: list[Array] = []
-
-    def allocate(self, size_bytes: int) -> int:
-        self._arrays.append(memory.zeros((size_bytes,), np.uint8))
-        return self._arrays[-1].ctypes.data
-
-    def host_array(self, size_bytes: int) -> npt.NDArray[np.uint8]:
-        return np.zeros(size_bytes, np.uint8)
-
-    def upload(self, address: int, array: Array) -> None:
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    def download(self, array: Array, address: int) -> None:
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
-
-    def copy_planes(self, target: int, source: int, size_bytes: int, stride_bytes: int, planes: int) -> None:
-        for plane in range(planes):
-            ctypes.memmove(target + plane * stride_bytes, source + plane * stride_bytes, size_bytes)
-
-    def wait(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._arrays.clear()
 
 
 def aligned(sizes_bytes: Sequence[int], alignment_bytes: int = 256) -> list[int]:

@@ -127,6 +127,10 @@ class Occupancy:
         """One row has so many positions more."""
         self._lengths[row] += tokens
 
+    def rewind_row(self, row: int) -> None:
+        """One row has one position less; its pages stay, for it will be written again."""
+        self._lengths[row] -= 1
+
     def row_table(self, pages: int) -> Lengths:
         """The first pages of every row, [rows, pages], nobody's where one has fewer."""
         return self._table[: self.rows, :pages]

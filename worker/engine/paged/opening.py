@@ -5,7 +5,7 @@ import onnxruntime as ort
 from worker.engine.errors import OutOfMemory, OutOfSlots
 from worker.engine.paged import gpu
 from worker.engine.paged.cuda_memory import CudaMemory
-from worker.engine.paged.device_sampler import DeviceSampler
+from worker.engine.paged.device_sampler import ROWS_AT_ONCE, DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, RunLimits, element_bytes
 from worker.engine.paged.packing import bucket, width
@@ -19,6 +19,9 @@ STAGES = 16
 
 _KEPT_FREE = 0.06
 """Of the card's memory: for CUDA graphs, plans of cuDNN, and what ONNX Runtime's arena cannot use."""
+
+_DRAWING_ROWS = 16
+"""The graphs that draw take as much as so many times the logits that they draw from."""
 
 
 def page_tokens(head_size: int) -> int:
@@ -82,8 +85,11 @@ def run_limits(room: Room, settings: EngineSettings) -> RunLimits:
 
 
 def run_bytes(spec: ModelSpec, settings: EngineSettings) -> int:
-    """What the tensors of one run take at once: those of the widest place of a layer, and the logits."""
+    """What the tensors of one run take at once: those of the widest place of a layer, the logits, which are set aside
+    too, and what is computed of them to draw tokens, in some graphs that each keep theirs.
+    """
     sequences = max(bucket(settings.slots_max), STAGES)
     tokens = max(settings.chunk_tokens, sequences)
     widest = 4 * spec.intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
-    return 2 * tokens * widest + 3 * 4 * sequences * spec.vocabulary
+    drawing = _DRAWING_ROWS * min(sequences, ROWS_AT_ONCE)
+    return 2 * tokens * widest + 4 * (3 * sequences + drawing) * spec.vocabulary

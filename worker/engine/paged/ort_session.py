@@ -17,8 +17,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from worker.engine import session as sessions
-from worker.engine.paged.memory import DeviceMemory, aligned
+from worker.engine.paged.device_graphs import unsynchronized
+from worker.engine.paged.memory import DeviceMemory, Placed, aligned
 from worker.engine.paged.packing import PackedRun, bucket
+from worker.engine.paged.session import Fill
+from worker.engine.paged.staging import Staging
 from worker.engine.softmax import Ids, Logits
 
 Array = npt.NDArray[Any]
@@ -34,6 +37,7 @@ _ELEMENTS: Final[dict[str, tuple[int, Any]]] = {
 }
 """ONNX's number of a type, and numpy's name for it."""
 
+_IDS: Final = "input_ids"
 _METADATA: Final = "attention_metadata"
 _EAGER: Final = -1
 
@@ -106,12 +110,13 @@ class OrtPagedSession:
         shapes = {argument.name: argument.shape for argument in session.get_outputs()}
         self.vocabulary = int(shapes["logits"][-1])
         self._cache = memory.allocate(layout.page_bytes * pages)
-        self._inputs = memory.allocate(limits.input_bytes)
-        self._staging = memory.host_array(limits.input_bytes)
+        self._staging = Staging(memory, limits.input_bytes)
         self.logit_rows_max = rows = bucket(limits.sequences)
         self._logits_element: np.dtype[Any] = _ELEMENTS[self._types["logits"]][1]
-        self.logits_address = memory.allocate(rows * self.vocabulary * self._logits_element.itemsize)
-        self._host_logits = memory.host_array(rows * self.vocabulary * self._logits_element.itemsize)
+        self._logits_bytes = rows * self.vocabulary * self._logits_element.itemsize
+        self.logits_address = memory.allocate(self._logits_bytes)
+        self._kept_address = memory.allocate(self._logits_bytes)
+        self._host_logits = memory.host_array(self._logits_bytes)
         self._binding = self._bound_to_cache()
         self._captured: dict[tuple[int, int], _Captured] = {}
 
@@ -126,57 +131,71 @@ class OrtPagedSession:
             addresses = (self._cache + target * size, self._cache + source * size)
             self._memory.copy_planes(*addresses, size, size * self._pages, 2 * self._layout.layers)
 
-    def run(self, run: PackedRun) -> Ids:
+    def run(self, run: PackedRun, fill: Fill | None = None) -> Ids:
         inputs = {name: self._cast(name, array) for name, array in run.inputs().items() if name in self._types}
+        self._staging.turn()
         if run.is_captured and self._captures:
-            self._replay(run.shape, inputs)
+            self._replay(run.shape, inputs, fill)
         else:
-            self._bind_inputs(self._binding, inputs, self._rows_of(run), inputs[_METADATA])
+            self._bind_inputs(self._binding, inputs, self._rows_of(run), inputs[_METADATA], fill)
             sessions.run(self._session, self._binding, self._options(_EAGER))
-        self._memory.wait()  # the next run's inputs go where this one's were
         return self._places(run)
 
     def logits_at(self, rows: Ids) -> Logits:
+        return self._fetched(self.logits_address, rows)
+
+    def keep(self) -> None:
+        self._memory.copy_planes(self._kept_address, self.logits_address, self._logits_bytes, self._logits_bytes, 1)
+
+    def kept_at(self, rows: Ids) -> Logits:
+        return self._fetched(self._kept_address, rows)
+
+    def wait(self) -> None:
+        self._memory.wait()
+
+    def close(self) -> None:
+        self._memory.close()
+        self._captured.clear()
+        del self._binding, self._session
+
+    def _fetched(self, address: int, rows: Ids) -> Logits:
         row_bytes = self.vocabulary * self._logits_element.itemsize
         found = self._host_logits.view(self._logits_element)[: len(rows) * self.vocabulary]
         found = found.reshape(len(rows), self.vocabulary)
         for start, stop in _stretches(rows):
-            self._memory.download(found[start:stop], self.logits_address + int(rows[start]) * row_bytes)
+            self._memory.download(found[start:stop], address + int(rows[start]) * row_bytes)
         self._memory.wait()
         return found.astype(np.float32, copy=False)
 
-    def close(self) -> None:
-        self._captured.clear()
-        del self._binding, self._session
-        self._memory.close()
-
-    def _replay(self, shape: tuple[int, int], inputs: dict[str, Array]) -> None:
+    def _replay(self, shape: tuple[int, int], inputs: dict[str, Array], fill: Fill | None) -> None:
         captured = self._captured.get(shape)
         if captured is None:
             metadata = inputs[_METADATA].copy()
             binding = self._bound_to_cache()
-            self._bind_inputs(binding, inputs, shape[0], metadata)
+            self._bind_inputs(binding, inputs, shape[0], metadata, fill)
             captured = _Captured(binding, self._options(len(self._captured) + 1), metadata)
             self._captured[shape] = captured
         else:
-            self._upload(inputs)
+            self._upload(inputs, fill)
         sessions.run(self._session, captured.binding, captured.options)
 
-    def _bind_inputs(self, binding: ort.IOBinding, inputs: dict[str, Array], rows: int, metadata: Array) -> None:
+    def _bind_inputs(
+        self, binding: ort.IOBinding, inputs: dict[str, Array], rows: int, metadata: Array, fill: Fill | None
+    ) -> None:
         """Upload the inputs and bind where they lie; those in host memory must outlive the run."""
-        for (name, array), address in zip(self._on_device(inputs), self._upload(inputs), strict=True):
+        for (name, array), address in zip(self._on_device(inputs), self._upload(inputs, fill), strict=True):
             self._bind(binding.bind_input, name, array.shape, address)
         binding.bind_input(_METADATA, "cpu", 0, np.int32, metadata.shape, metadata.ctypes.data)
         self._bind(binding.bind_output, "logits", (rows, self.vocabulary), self.logits_address)
 
-    def _upload(self, inputs: dict[str, Array]) -> list[int]:
+    def _upload(self, inputs: dict[str, Array], fill: Fill | None) -> list[int]:
         """All inputs in one copy; where each lies, which its shape and those of the ones before decide."""
-        arrays = [array for _, array in self._on_device(inputs)]
-        *starts, end = aligned([array.nbytes for array in arrays])
-        for start, array in zip(starts, arrays, strict=True):
-            self._staging[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self._memory.upload(self._inputs, self._staging[:end])
-        return [self._inputs + start for start in starts]
+        addresses = self._staging.send([array for _, array in self._on_device(inputs)])
+        ids = inputs[_IDS]
+        if fill is not None and (ids < 0).any():
+            place = [name for name, _ in self._on_device(inputs)].index(_IDS)
+            fill(Placed(addresses[place], _ELEMENTS[self._types[_IDS]][0], ids.shape))
+        return addresses
 
     @staticmethod
     def _on_device(inputs: dict[str, Array]) -> list[tuple[str, Array]]:
@@ -213,7 +232,7 @@ class OrtPagedSession:
         bind(name, self._memory.device, self._memory.index, _ELEMENTS[self._types[name]][0], list(shape), address)
 
     def _options(self, graph_id: int) -> ort.RunOptions:
-        options = ort.RunOptions()
+        options = unsynchronized()
         if self._captures:
             options.add_run_config_entry("gpu_graph_id", str(graph_id))
         return options

@@ -25,6 +25,7 @@ class PackedRun:
     """The inputs of one run; `worker.model.paged_graph` says what they mean."""
 
     input_ids: Ids
+    """Below 0 for a token that is still being drawn: `session.Fill` puts it there."""
     cumulative_sequence_lengths: Lengths
     past_sequence_lengths: Lengths
     block_table: Lengths

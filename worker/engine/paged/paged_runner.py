@@ -18,6 +18,7 @@ class PagedRunner:
     """A session and who has its pages. The methods are those of `Runner`. With a sampler, logits stay on the device."""
 
     mixes = False
+    is_exact = False
 
     def __init__(self, session: PagedSession, room: Room, sampler: DeviceSampler | None = None) -> None:
         self.vocabulary = session.vocabulary
@@ -46,7 +47,7 @@ class PagedRunner:
         ends = self._session.logits_at(self._compute(spans)).copy()
         return np.concatenate([ends, self._session.logits_at(self._write(token_ids, unread))])
 
-    def feeds(self, tokens: int) -> bool:
+    def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs about what a step of all rows costs."""
         return tokens >= self._occupancy.rows
 
@@ -69,10 +70,13 @@ class PagedRunner:
     def remove(self, row: int) -> None:
         self._occupancy.remove(row)
 
+    def rewind(self, row: int) -> None:
+        self._occupancy.rewind_row(row)
+
     def close(self) -> None:
+        self._session.close()
         if self._sampler is not None:
             self._sampler.close()
-        self._session.close()
 
     def _compute(self, spans: Sequence[Span]) -> Ids:
         """Pieces of prompts; the rows of logits of those that end theirs."""
@@ -96,7 +100,7 @@ class PagedRunner:
     def _run(self, run: PackedRun) -> Ids:
         self._session.copy_pages(self._copies)
         self._copies.clear()
-        return self._session.run(run)
+        return self._session.run(run, self._sampler.fill if self._sampler is not None else None)
 
     def _rows_at(self, rows: Ids) -> Logits | SessionRows:
         if self._sampler is None:

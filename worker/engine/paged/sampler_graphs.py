@@ -1,21 +1,19 @@
 """Small ONNX graphs that draw tokens where the logits are, so that ids are all that leaves the device.
 
 Each does what `worker.engine.sampling` does, step for step, for many rows at once: what it says in float64 is float64
-here, heights are the same to the last bit, and only sums over the whole vocabulary are added in another order. Where a
-graph cannot be sure, it says so, and the row is drawn on the host.
+here, heights are the same to the last bit, and only sums over the whole vocabulary are added in another order.
 
-All take `logits` [N, vocabulary] and `rows` int64 [R], those of the N that are meant. They use no operator that ONNX
-Runtime lacks on CUDA (it has no bits), nor one that it gives to cuDNN there.
+All take `logits` [N, vocabulary] and `rows` int64 [R], those of the N that are meant, and give `token` int64 [R, 1]:
+NO_TOKEN where none can follow, and UNSURE where the graph cannot tell; such a row is drawn on the host.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from worker.engine.paged.sampler_graph import DOUBLE, FLOAT, INT64, SamplerGraph, Shapes
+from worker.engine.rows import UNSURE
+from worker.engine.sampling import NO_TOKEN
 from worker.engine.softmax import BLOCK, padded
 
 CANDIDATES: Final = 256
@@ -23,181 +21,169 @@ CANDIDATES: Final = 256
 ATTEMPTS: Final = 3
 """Draws from the envelope in one run; one row in 16,000 needs more."""
 
-_FLOAT, _DOUBLE, _INT64, _BOOL = (
-    int(kind) for kind in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL)
-)
-_OPSET: Final = 17
-"""Of which ONNX Runtime has all of these operators on CUDA; of newer ones some fall back to the CPU."""
 _LINE_UNIT: Final = 2.0**23
 _ONE: Final = float(127 << 23)
 _ROUNDING: Final = 1.0001
 """As `worker.engine.envelope` has them."""
 
 
-@dataclass(slots=True)
-class _Graph:
-    """Nodes in the making. Values are named by who makes them."""
-
-    vocabulary: int
-    logits: int
-    """ONNX's number of the type of the logits."""
-    nodes: list[NodeProto] = field(default_factory=list)
-    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-    def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        self.constants[name] = np.array(value, dtype)
-        return name
-
-    def cast(self, value: str, kind: int) -> str:
-        return self.node("Cast", [value], f"{value}.{kind}", to=kind)
-
-    def top(self, value: str, count: int, place: str, *, largest: bool = True) -> tuple[str, str]:
-        """Values and indices of the largest, or least, in their order; of equals, the first."""
-        k = self.constant(f"{place}.count", [count], np.int64)
-        names = [f"{place}.values", f"{place}.indices"]
-        self.nodes.append(helper.make_node("TopK", [value, k], names, axis=-1, largest=int(largest), sorted=1))
-        return names[0], names[1]
-
-    def sum(self, value: str, output: str, axis: int = -1, *, keepdims: bool = True) -> str:
-        axes = self.constant(f"{output}.axes", [axis], np.int64)
-        return self.node("ReduceSum", [value, axes], output, keepdims=int(keepdims))
-
-    def running_sum(self, value: str, output: str, axis: int = -1, *, is_exclusive: bool = False) -> str:
-        axes = self.constant(f"{output}.axis", axis, np.int64)
-        return self.node("CumSum", [value, axes], output, exclusive=int(is_exclusive))
-
-    def count(self, is_counted: str, output: str, axis: int = -1) -> str:
-        """How many are true along an axis, which is kept, as int64."""
-        return self.cast(self.sum(self.cast(is_counted, _FLOAT), output, axis), _INT64)
-
-    def rows(self) -> tuple[str, str]:
-        """The logits meant, float32 [R, vocabulary], and the highest of each, [R, 1]."""
-        meant = self.node("Gather", ["logits", "rows"], "rows.logits", axis=0)
-        logits = meant if self.logits == _FLOAT else self.cast(meant, _FLOAT)
-        peak, token = self.top(logits, 1, "top")
-        self.node("Identity", [peak], "peak")
-        self.node("Identity", [token], "peak_token")
-        return logits, peak
-
-    def weight(self, logits: str, peak: str, place: str) -> str:
-        """exp((logits - peak) / temperature) in float64."""
-        distance = self.node("Sub", [self.cast(logits, _DOUBLE), f"{peak}.{_DOUBLE}"], f"{place}.distance")
-        return self.node("Exp", [self.node("Div", [distance, "temperature"], f"{place}.scaled")], place)
-
-    def total(self, logits: str, peak: str) -> tuple[str, str]:
-        """The weights of all tokens in float32, and their sum."""
-        distance = self.node("Sub", [logits, peak], "all.distance")
-        weights = self.node("Exp", [self.node("Mul", [distance, "inverse_temperature"], "all.scaled")], "all.weights")
-        return weights, self.sum(weights, "all.total")
-
-    def save(self, inputs: dict[str, tuple[int, Sequence[Any]]], outputs: dict[str, int]) -> bytes:
-        """The graph with these inputs beside `logits` and `rows`, serialized."""
-        given: dict[str, tuple[int, Sequence[Any]]] = {
-            "logits": (self.logits, ["n", self.vocabulary]),
-            "rows": (_INT64, ["r"]),
-            **inputs,
-        }
-        graph = helper.make_graph(
-            self.nodes,
-            "sampler",
-            [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in given.items()],
-            [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
-            [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
-        content: bytes = model.SerializeToString()
-        return content
+def greedy(vocabulary: int, logits: int = FLOAT) -> bytes:
+    """The likeliest."""
+    graph = SamplerGraph(vocabulary, logits)
+    peak, token = graph.top(graph.rows(), 1, "top")
+    _give(graph, token, peak)
+    return graph.save(graph.shapes, {"token": INT64})
 
 
-def greedy(vocabulary: int, logits: int = _FLOAT) -> bytes:
-    """-> peak float32 [R, 1], peak_token int64 [R, 1]."""
-    graph = _Graph(vocabulary, logits)
-    graph.rows()
-    return graph.save({}, {"peak": _FLOAT, "peak_token": _INT64})
-
-
-def few(vocabulary: int, logits: int = _FLOAT) -> bytes:
+def few(vocabulary: int, logits: int = FLOAT) -> bytes:
     """Draws from what top_k, top_p and min_p leave, if that is among the CANDIDATES likeliest.
 
     temperature, top_k, top_p, min_p and place are float64 [R, 1], inverse_temperature float32. A top_k that is off is
     CANDIDATES, a top_p that is off is above 1. `counts_all` is 1 where top_p is a share of all tokens, and 0 where of
-    those that top_k leaves.
-
-    -> token int64 [R, 1], and float64 [R, 1]: covered, what the candidates weigh; mass, what they must; least, what
-    the last of them weighs.
+    those that top_k leaves, of which `is_k` is 1 where they are no more than CANDIDATES.
     """
-    graph = _Graph(vocabulary, logits)
+    graph = SamplerGraph(vocabulary, logits)
+    softmax = _Softmax(graph, graph.rows())
+    names = ("temperature", "top_k", "top_p", "min_p", "place", "counts_all", "is_k")
+    token, has_all = _of_few(softmax, {name: name for name in names})
+    half = graph.constant("half", 0.5, np.float64)
+    is_sure = graph.node("Or", [has_all, graph.node("Less", [half, "is_k"], "is_of_k")], "is_sure")
+    _give(graph, token, softmax.peak, is_sure)
+    inputs: Shapes = {name: (DOUBLE, ["r", 1]) for name in names}
+    return graph.save({**graph.shapes, **inputs, "inverse_temperature": (FLOAT, ["r", 1])}, {"token": INT64})
+
+
+def full(vocabulary: int, logits: int = FLOAT) -> bytes:
+    """Draws from all tokens: ATTEMPTS draws from the envelope over the softmax.
+
+    line_unit is float32 [R, 1], temperature float64; places and chances float64 [R, ATTEMPTS].
+    """
+    graph = SamplerGraph(vocabulary, logits)
+    softmax = _Softmax(graph, graph.rows())
+    token, _, is_accepted = _of_all(softmax)
+    _give(graph, token, softmax.peak, is_accepted)
+    return graph.save({**graph.shapes, **_inputs_of_all()}, {"token": INT64})
+
+
+def nucleus(vocabulary: int, logits: int = FLOAT) -> bytes:
+    """Draws from what top_p leaves: one of all tokens, and where that is none of the nucleus, one of the nucleus with
+    the number that follows those that were used, if it is among the CANDIDATES.
+
+    Beside the inputs of `full`, top_p is float64 [R, 1], inverse_temperature float32, and places_after, float64
+    [R, ATTEMPTS], has the number that follows each attempt.
+    """
+    graph = SamplerGraph(vocabulary, logits)
     node = graph.node
-    every, peak = graph.rows()
-    graph.cast(peak, _DOUBLE)
-    count = min(CANDIDATES, vocabulary)
-    values, ids = graph.top(every, count, "candidates")
-    weights = graph.weight(values, peak, "weights")
+    every = graph.rows()
+    softmax = _Softmax(graph, every)
+    token, attempt, is_accepted = _of_all(softmax)
+    node("GatherElements", ["places_after", attempt], "place", axis=1)
+    off = {"top_k": CANDIDATES, "min_p": 0.0, "counts_all": 1.0}
+    names = {name: graph.constant(name, [[value]], np.float64) for name, value in off.items()}
+    other, has_all = _of_few(softmax, {**names, "top_p": "top_p", "place": "place"})
+    share = node("Mul", ["top_p", graph.cast(softmax.total, DOUBLE)], "share")
+    is_inside = node("Less", [graph.cast(_mass_of_likelier(softmax, token), DOUBLE), share], "is_in_nucleus")
+    is_sure = node("And", [is_accepted, node("Or", [is_inside, has_all], "is_held")], "is_sure")
+    _give(graph, node("Where", [is_inside, token, other], "either"), softmax.peak, is_sure)
+    inputs: Shapes = {"top_p": (DOUBLE, ["r", 1]), "places_after": (DOUBLE, ["r", ATTEMPTS])}
+    inputs |= {"inverse_temperature": (FLOAT, ["r", 1])}
+    return graph.save({**graph.shapes, **_inputs_of_all(), **inputs}, {"token": INT64})
+
+
+class _Softmax:
+    """Of the rows `every`, at the inputs `temperature` and, where the total is asked for, `inverse_temperature`."""
+
+    def __init__(self, graph: SamplerGraph, every: str) -> None:
+        self.graph = graph
+        self.every = every
+        self.peak, _ = graph.top(every, 1, "top")
+        self._all: tuple[str, str] | None = None
+
+    def weights(self, logits: str, place: str) -> str:
+        """exp((logits - peak) / temperature) in float64."""
+        cast, node = self.graph.cast, self.graph.node
+        distance = node("Sub", [cast(logits, DOUBLE), cast(self.peak, DOUBLE)], f"{place}.distance")
+        return node("Exp", [node("Div", [distance, "temperature"], f"{place}.scaled")], place)
+
+    @property
+    def all_weights(self) -> str:
+        """Of all tokens, in float32."""
+        return self._of_all_tokens()[0]
+
+    @property
+    def total(self) -> str:
+        """The sum of all weights, float32 [R, 1]."""
+        return self._of_all_tokens()[1]
+
+    def _of_all_tokens(self) -> tuple[str, str]:
+        if self._all is None:
+            node = self.graph.node
+            distance = node("Sub", [self.every, self.peak], "all.distance")
+            weights = node("Exp", [node("Mul", [distance, "inverse_temperature"], "all.scaled")], "all.weights")
+            self._all = weights, self.graph.sum(weights, "all.total")
+        return self._all
+
+
+def _give(graph: SamplerGraph, token: str, peak: str, is_sure: str | None = None) -> None:
+    if is_sure is not None:
+        unsure = graph.constant("unsure", [[UNSURE]], np.int64)
+        token = graph.node("Where", [is_sure, token, unsure], "token.sure")
+    none = graph.constant("no_token", [[NO_TOKEN]], np.int64)
+    graph.node("Where", [graph.is_finite(peak, "peak.is_finite"), token, none], "token")
+
+
+def _of_few(softmax: _Softmax, given: dict[str, str]) -> tuple[str, str]:
+    """A token, and whether the candidates hold all that it is to be drawn from."""
+    graph = softmax.graph
+    node = graph.node
+    count = min(CANDIDATES, graph.vocabulary)
+    values, ids = graph.top(softmax.every, count, "candidates")
+    weights = softmax.weights(values, "weights")
     ranks = graph.constant("ranks", np.arange(count), np.float64)
-    ranked = node("Mul", [weights, graph.cast(node("Less", [ranks, "top_k"], "is_in_k"), _DOUBLE)], "ranked")
+    ranked = node("Mul", [weights, graph.cast(node("Less", [ranks, given["top_k"]], "is_in_k"), DOUBLE)], "ranked")
     covered = graph.sum(ranked, "covered")
-    _, total = graph.total(every, peak)
-    of_all = node("Mul", [graph.cast(total, _DOUBLE), "counts_all"], "total.of_all")
+    of_all = node("Mul", [graph.cast(softmax.total, DOUBLE), given["counts_all"]], "total.of_all")
     one = graph.constant("one", 1.0, np.float64)
-    of_few = node("Mul", [covered, node("Sub", [one, "counts_all"], "counts_few")], "total.of_few")
-    mass = node("Mul", ["top_p", node("Add", [of_all, of_few], "total")], "mass")
+    of_few = node("Mul", [covered, node("Sub", [one, given["counts_all"]], "counts_few")], "total.of_few")
+    mass = node("Mul", [given["top_p"], node("Add", [of_all, of_few], "total")], "mass")
     before = graph.running_sum(ranked, "before", is_exclusive=True)
-    inside = graph.cast(node("Less", [before, mass], "is_inside"), _DOUBLE)
-    likely = graph.cast(node("GreaterOrEqual", [weights, "min_p"], "is_likely"), _DOUBLE)
+    inside = graph.cast(node("Less", [before, mass], "is_inside"), DOUBLE)
+    likely = graph.cast(node("GreaterOrEqual", [weights, given["min_p"]], "is_likely"), DOUBLE)
     kept = node("Mul", [node("Mul", [ranked, inside], "kept.inside"), likely], "kept")
-    _, order = graph.top(graph.cast(ids, _FLOAT), count, "by_id", largest=False)
+    _, order = graph.top(graph.cast(ids, FLOAT), count, "by_id", largest=False)
     kept = node("GatherElements", [kept, order], "kept.by_id", axis=1)
     ids = node("GatherElements", [ids, order], "ids.by_id", axis=1)
     ends = graph.running_sum(kept, "ends")
-    last = [
-        graph.constant(f"last.{name}", [value], np.int64) for name, value in (("from", -1), ("to", 2**31), ("axis", 1))
-    ]
-    whole = node("Slice", [ends, *last], "whole")
-    place = _place(graph, ends, node("Mul", ["place", whole], "target"), whole, "chosen")
-    node("GatherElements", [ids, place], "token", axis=1)
-    node("Slice", [weights, *last], "least")
-    names = ("temperature", "top_k", "top_p", "min_p", "place", "counts_all")
-    inputs = {name: (_DOUBLE, ["r", 1]) for name in names}
-    outputs = {"token": _INT64, "covered": _DOUBLE, "mass": _DOUBLE, "least": _DOUBLE, "peak": _FLOAT}
-    return graph.save({**inputs, "inverse_temperature": (_FLOAT, ["r", 1])}, outputs)
+    whole = graph.last(ends, "whole", axis=1)
+    place = _place(graph, ends, node("Mul", [given["place"], whole], "few.target"), whole, "chosen")
+    least = graph.last(weights, "least", axis=1)
+    is_whole = node("GreaterOrEqual", [covered, mass], "is_covered")
+    has_all = node("Or", [is_whole, node("Less", [least, given["min_p"]], "is_rest_unlikely")], "has_all")
+    return node("GatherElements", [ids, place], "token.of_few", axis=1), has_all
 
 
-def full(vocabulary: int, logits: int = _FLOAT, *, with_mass: bool) -> bytes:
-    """Draws from all tokens: ATTEMPTS draws from the envelope over the softmax.
+def _inputs_of_all() -> Shapes:
+    inputs: Shapes = {"line_unit": (FLOAT, ["r", 1]), "temperature": (DOUBLE, ["r", 1])}
+    return inputs | {name: (DOUBLE, ["r", ATTEMPTS]) for name in ("places", "chances")}
 
-    line_unit and inverse_temperature are float32 [R, 1], temperature float64; places and chances float64 [R, ATTEMPTS].
 
-    -> token int64 [R, 1], attempt int64 [R, 1], is_accepted bool [R, 1]; `with_mass` also float32 [R, 1]: mass, what
-    the tokens likelier than it weigh, and total, what all do.
-    """
-    graph = _Graph(vocabulary, logits)
-    every, peak = graph.rows()
-    graph.cast(peak, _DOUBLE)
-    tokens, heights = _drawn(graph, _heights(graph, every, peak))
-    values = graph.node("GatherElements", [every, tokens], "drawn.logits", axis=1)
-    weights = graph.weight(values, peak, "drawn.weights")
+def _of_all(softmax: _Softmax) -> tuple[str, str, str]:
+    """A token, the attempt in which it was drawn, and whether it was accepted, [R, 1]."""
+    graph = softmax.graph
+    tokens, heights = _drawn(graph, _heights(graph, softmax.every, softmax.peak))
+    values = graph.node("GatherElements", [softmax.every, tokens], "drawn.logits", axis=1)
+    weights = softmax.weights(values, "drawn.weights")
     rounding = graph.constant("rounding", _ROUNDING, np.float64)
-    bar = graph.node("Mul", ["chances", graph.cast(heights, _DOUBLE)], "bar.exact")
+    bar = graph.node("Mul", ["chances", graph.cast(heights, DOUBLE)], "bar.exact")
     bar = graph.node("Mul", [bar, rounding], "bar")
-    accepted = graph.cast(graph.node("Less", [bar, weights], "accepted"), _FLOAT)
+    accepted = graph.cast(graph.node("Less", [bar, weights], "accepted"), FLOAT)
     value, attempt = graph.top(accepted, 1, "first")
-    graph.node("Identity", [attempt], "attempt")
-    graph.node("Cast", [value], "is_accepted", to=_BOOL)
-    token = graph.node("GatherElements", [tokens, attempt], "token", axis=1)
-    outputs = {"token": _INT64, "attempt": _INT64, "is_accepted": _BOOL, "peak": _FLOAT}
-    if with_mass:
-        _mass_of_likelier(graph, every, peak, token)
-        outputs |= {"mass": _FLOAT, "total": _FLOAT}
-    inputs: dict[str, tuple[int, Sequence[Any]]] = {"line_unit": (_FLOAT, ["r", 1]), "temperature": (_DOUBLE, ["r", 1])}
-    inputs |= {name: (_DOUBLE, ["r", ATTEMPTS]) for name in ("places", "chances")}
-    return graph.save(inputs | ({"inverse_temperature": (_FLOAT, ["r", 1])} if with_mass else {}), outputs)
+    token = graph.node("GatherElements", [tokens, attempt], "token.of_all", axis=1)
+    none = graph.constant("not_accepted", 0, np.float32)
+    return token, attempt, graph.node("Less", [none, value], "is_accepted")
 
 
-def _heights(graph: _Graph, every: str, peak: str) -> str:
+def _heights(graph: SamplerGraph, every: str, peak: str) -> str:
     """The envelope in blocks, [R, blocks, BLOCK]: a float32 that is put together of its exponent and its fraction."""
     node = graph.node
     line = node("Mul", [node("Sub", [every, peak], "line.distance"), "line_unit"], "line.scaled")
@@ -209,7 +195,7 @@ def _heights(graph: _Graph, every: str, peak: str) -> str:
     exponent = node("Floor", [parts], "exponent")
     fraction = node("Sub", [parts, exponent], "fraction")
     powers = [0.0, *(2.0 ** (power - 127) for power in range(1, 128))]
-    power = node("Gather", [graph.constant("powers", powers, np.float32), graph.cast(exponent, _INT64)], "power")
+    power = node("Gather", [graph.constant("powers", powers, np.float32), graph.cast(exponent, INT64)], "power")
     mantissa = node("Add", [fraction, graph.constant("mantissa.one", 1, np.float32)], "mantissa")
     heights = node("Mul", [power, mantissa], "heights")
     missing = padded(graph.vocabulary) - graph.vocabulary
@@ -220,10 +206,10 @@ def _heights(graph: _Graph, every: str, peak: str) -> str:
     return node("Reshape", [heights, shape], "blocks")
 
 
-def _drawn(graph: _Graph, blocks: str) -> tuple[str, str]:
+def _drawn(graph: SamplerGraph, blocks: str) -> tuple[str, str]:
     """Tokens and their heights, [R, ATTEMPTS]: the inverse of the running sum, first over blocks, then in one."""
     node = graph.node
-    sums = graph.cast(graph.sum(blocks, "sums", keepdims=False), _DOUBLE)
+    sums = graph.cast(graph.sum(blocks, "sums", keepdims=False), DOUBLE)
     ends, starts = graph.running_sum(sums, "sums.ends"), graph.running_sum(sums, "sums.starts", is_exclusive=True)
     axis_1, axis_2 = graph.constant("axis_1", [1], np.int64), graph.constant("axis_2", [2], np.int64)
     whole = graph.sum(sums, "sums.whole")
@@ -236,33 +222,29 @@ def _drawn(graph: _Graph, blocks: str) -> tuple[str, str]:
     block = node("Squeeze", [block_column, axis_2], "block")
     start = node("GatherElements", [starts, block], "block.start", axis=1)
     inside = node("GatherND", [blocks, block_column], "block.heights", batch_dims=1)
-    inside_ends = graph.running_sum(graph.cast(inside, _DOUBLE), "block.ends")
+    inside_ends = graph.running_sum(graph.cast(inside, DOUBLE), "block.ends")
     rest = node("Unsqueeze", [node("Sub", [target, start], "block.rest"), axis_2], "block.rest.column")
-    last = [
-        graph.constant(f"end.{name}", [value], np.int64) for name, value in (("from", -1), ("to", 2**31), ("axis", 2))
-    ]
-    offset = _place(graph, inside_ends, rest, node("Slice", [inside_ends, *last], "block.whole"), "offset")
+    offset = _place(graph, inside_ends, rest, graph.last(inside_ends, "block.whole", axis=2), "offset")
     heights = node("Squeeze", [node("GatherElements", [inside, offset], "height", axis=2), axis_2], "heights.drawn")
     size = graph.constant("block.size", BLOCK, np.int64)
     first = node("Mul", [block, size], "block.first")
     return node("Add", [first, node("Squeeze", [offset, axis_2], "offset.flat")], "tokens"), heights
 
 
-def _place(graph: _Graph, ends: str, target: str, whole: str, output: str) -> str:
+def _place(graph: SamplerGraph, ends: str, target: str, whole: str, output: str) -> str:
     """The first place whose running sum passes the target, or else the last one that weighs anything."""
     passed = graph.count(graph.node("LessOrEqual", [ends, target], f"{output}.is_passed"), f"{output}.passed")
     last = graph.count(graph.node("Less", [ends, whole], f"{output}.is_before_last"), f"{output}.last")
     return graph.node("Min", [passed, last], output)
 
 
-def _mass_of_likelier(graph: _Graph, every: str, peak: str, token: str) -> None:
-    """Those of a higher logit, and of those of the same one the lower ids."""
-    node = graph.node
-    weights, total = graph.total(every, peak)
-    own = node("GatherElements", [every, token], "own", axis=1)
+def _mass_of_likelier(softmax: _Softmax, token: str) -> str:
+    """What the tokens weigh that are likelier: those of a higher logit, and of the same one the lower ids."""
+    graph, node = softmax.graph, softmax.graph.node
+    own = node("GatherElements", [softmax.every, token], "own", axis=1)
     ids = graph.constant("ids", np.arange(graph.vocabulary), np.float32)
-    is_before = node("Less", [ids, graph.cast(token, _FLOAT)], "is_before")
-    is_equal = node("And", [node("Equal", [every, own], "is_equal"), is_before], "is_equal_before")
-    is_likelier = node("Or", [node("Greater", [every, own], "is_higher"), is_equal], "is_likelier")
-    graph.sum(node("Mul", [weights, graph.cast(is_likelier, _FLOAT)], "likelier"), "mass")
-    node("Identity", [total], "total")
+    is_before = node("Less", [ids, graph.cast(token, FLOAT)], "is_before")
+    is_equal = node("And", [node("Equal", [softmax.every, own], "is_equal"), is_before], "is_equal_before")
+    is_likelier = node("Or", [node("Greater", [softmax.every, own], "is_higher"), is_equal], "is_likelier")
+    weights = node("Mul", [softmax.all_weights, graph.cast(is_likelier, FLOAT)], "likelier")
+    return graph.sum(weights, "likelier.mass")

@@ -1,10 +1,14 @@
 """What the paged runner asks of a device: one for CUDA, and one for the CPU, on which nothing is fast."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from worker.engine.paged.memory import Placed
 from worker.engine.paged.packing import PackedRun
 from worker.engine.softmax import Ids, Logits
+
+Fill = Callable[[Placed], None]
+"""Puts tokens that are being drawn in the places of negative ids, where a run reads them."""
 
 
 class PagedSession(Protocol):
@@ -19,14 +23,27 @@ class PagedSession(Protocol):
         """Make the second page of each pair as the first, in all layers, one pair after the other."""
         ...
 
-    def run(self, run: PackedRun) -> Ids:
-        """Compute, and tell which rows of the logits are those wanted. They stay on the device until the next run;
-        OutOfMemory leaves pages as they were, but for the places that this run writes.
+    def run(self, run: PackedRun, fill: Fill | None = None) -> Ids:
+        """Begin to compute, and tell which rows of the logits are those wanted. They stay on the device until the next
+        run; OutOfMemory leaves pages as they were, but for the places that this run writes. `fill` is for runs with
+        tokens that are being drawn.
         """
         ...
 
     def logits_at(self, rows: Ids) -> Logits:
         """Some rows of the logits of the last run, in host memory that is the caller's until the next run."""
+        ...
+
+    def keep(self) -> None:
+        """Set the logits of the last run aside, until the next time."""
+        ...
+
+    def kept_at(self, rows: Ids) -> Logits:
+        """Some rows of the logits set aside, in host memory that is the caller's until the next run."""
+        ...
+
+    def wait(self) -> None:
+        """Until the last run has ended."""
         ...
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ class FakeCuda:
         self.failing = failing or {}
         self.blocks: dict[int, Any] = {}
         self.calls: list[str] = []
+        self.events = 0
         self.cudaGetErrorString = _GetErrorString()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -111,6 +112,22 @@ class FakeCuda:
             ctypes.memmove(
                 target.value + line * target_pitch.value, source.value + line * source_pitch.value, width.value
             )
+
+    def _cudaEventCreateWithFlags(self, event: Any, flags: ctypes.c_uint) -> None:
+        assert flags.value == 2
+        self.events += 1
+        event._obj.value = 900 + self.events
+
+    def _cudaEventRecord(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        assert event.value == 900 + self.events
+        assert stream.value == 77
+
+    def _cudaEventSynchronize(self, event: ctypes.c_void_p) -> None:
+        assert event.value == 900 + self.events
+
+    def _cudaEventDestroy(self, event: ctypes.c_void_p) -> None:
+        assert event.value == 900 + self.events
+        self.events -= 1
 
     def _cudaStreamSynchronize(self, stream: ctypes.c_void_p) -> None:
         assert stream.value == 77

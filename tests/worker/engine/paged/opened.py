@@ -9,6 +9,7 @@ from worker.engine.paged.cpu_session import CpuPagedSession
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.packing import PackedRun
 from worker.engine.paged.paged_runner import PagedRunner
+from worker.engine.paged.session import Fill
 from worker.engine.softmax import Ids
 from worker.model import Precision, paged_graph
 from worker.model.spec import ModelSpec
@@ -37,11 +38,11 @@ class WatchedSession(CpuPagedSession):
         super().__init__(graph, place.pages, place.page_tokens)
         self.runs: list[PackedRun] = []
 
-    def run(self, run: PackedRun) -> Ids:
+    def run(self, run: PackedRun, fill: Fill | None = None) -> Ids:
         if len(run.input_ids) > self.tokens_max:
             raise OutOfMemory("scripted")
         self.runs.append(run)
-        return super().run(run)
+        return super().run(run, fill)
 
 
 @dataclass

@@ -184,6 +184,17 @@ def test_a_model_that_can_do_without_a_gpu_uses_the_cpu_only_if_that_is_allowed(
         assert engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
 
 
+def test_why_a_model_runs_on_the_cpu_is_told_once(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    caplog.set_level("INFO")
+    with load(tiny_model.write(tmp_path / "tiny"), EngineSettings(threads=1, context_tokens_max=64)) as engine:
+        engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
+    [told] = [record for record in caplog.records if record.message == "model runs on the CPU"]
+    assert "for CPUs only; replace it with: pip install 'gristmill[gpu]'" in vars(told)["reason"]
+
+
 def test_the_memory_of_a_card_is_copied_within_and_both_ways() -> None:
     cuda = FakeCuda()
     memory = CudaMemory(0, cuda)
@@ -198,6 +209,8 @@ def test_the_memory_of_a_card_is_copied_within_and_both_ways() -> None:
     memory.wait()
     sent[4:6], sent[20:22] = sent[:2].copy(), sent[16:18].copy()
     assert out.view(np.float32).tolist() == sent.tolist()
+    memory.mark()()
+    assert cuda.events == 0, "an event was left behind"
     memory.close()
     assert not cuda.blocks
 
@@ -211,4 +224,5 @@ def test_a_full_card_and_a_broken_one_are_told_apart() -> None:
     cuda.failing["cudaStreamSynchronize"] = 700
     with pytest.raises(CudaError, match=r"illegal memory access.*700"):
         memory.wait()
+    memory.close()  # tells nobody again
     assert LIBRARY == "libcudart.so.13"

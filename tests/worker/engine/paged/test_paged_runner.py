@@ -173,8 +173,8 @@ def test_tokens_fed_ahead_and_rows_not_read_change_nothing(graph: Path, truth: O
     for stage, ids in enumerate(texts):
         feed(runner, stage, ids)
         runner.place(stage, len(ids))
-    assert runner.feeds(2)
-    assert not runner.feeds(1)
+    assert runner.feeds(2, 40)
+    assert not runner.feeds(1, 40)
     ahead = text(PAGE + 3, seed=8)
     runner.feed(0, ahead.tolist())
     texts[0] = np.append(texts[0], ahead)
@@ -185,6 +185,20 @@ def test_tokens_fed_ahead_and_rows_not_read_change_nothing(graph: Path, truth: O
         assert len(logits) == len(read)
         for found, ids in zip(logits, read, strict=True):
             same(found, alone(truth, ids))
+
+
+@pytest.mark.parametrize("length", EDGES[:-2])
+def test_a_row_that_went_back_by_a_token_is_written_anew(graph: Path, truth: Opened, length: int) -> None:
+    runner = opened(graph, room()).runner
+    texts = [text(length), text(11)]
+    for stage, ids in enumerate(texts):
+        feed(runner, stage, ids)
+        runner.place(stage, len(ids))
+    runner.step([], [3, 4])
+    runner.rewind(0)
+    texts = [np.append(texts[0], 9), np.append(texts[1], [4, 5])]
+    for found, ids in zip(runner.step([], [9, 5]), texts, strict=True):
+        same(found, alone(truth, ids))
 
 
 def test_pieces_that_end_no_prompt_give_no_logits(graph: Path) -> None:
