@@ -18,7 +18,7 @@ from tests.conftest import models_dir
 from tests.worker.chat.asking import ask
 from worker import model
 from worker.chat import Chat
-from worker.engine import Completion, Engine, EngineSettings, FinishReason, load
+from worker.engine import Completion, Engine, EngineSettings, load
 from worker.model import ModelFolder
 
 NAME: Final = "gemma3-270m-fp32"
@@ -63,11 +63,9 @@ def test_greedy_answers_equal_those_of_transformers_token_for_token(gemma: Model
     assert [list(one.token_ids) for one, _ in found] == [answer["answer_ids"] for answer in answers]
 
 
-def test_answers_end_where_the_model_ends_them_and_are_told_in_its_words(gemma: ModelFolder, engine: Engine) -> None:
+def test_answers_are_told_in_the_words_of_transformers(gemma: ModelFolder, engine: Engine) -> None:
     found = completions(gemma, engine, max_tokens=64)
     assert [text for _, text in found] == [answer["text"] for answer in expected()["answers"]]
-    reasons = {one.finish_reason for one, _ in found}
-    assert reasons == {FinishReason.STOP, FinishReason.LENGTH}
 
 
 def test_texts_become_the_ids_that_transformers_gives_them(gemma: ModelFolder) -> None:
