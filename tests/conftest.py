@@ -27,7 +27,8 @@ settings.register_profile(
 settings.load_profile("shared")
 
 
-def _models_dir() -> Path:
+def models_dir() -> Path:
+    """Where real models are kept from run to run."""
     kept = Path(__file__).parent.parent / ".gristmill" / "models"
     return Path(os.environ.get("TEST_MODELS_DIR", kept))
 
@@ -35,13 +36,13 @@ def _models_dir() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> ModelFolder:
     """SmolLM2-135M-Instruct as users run it; TEST_MODELS_DIR names another folder to keep it in."""
-    return model.add("smollm2-135m", models_dir=_models_dir())
+    return model.add("smollm2-135m", models_dir=models_dir())
 
 
 @pytest.fixture(scope="session")
 def smollm2_fp32() -> ModelFolder:
     """The same model without rounding."""
-    return model.add("smollm2-135m", models_dir=_models_dir(), name="smollm2-135m-fp32", precision="fp32")
+    return model.add("smollm2-135m", models_dir=models_dir(), name="smollm2-135m-fp32", precision="fp32")
 
 
 @pytest.fixture(scope="session")
