@@ -1,9 +1,8 @@
 """Carries out one step after the other: plans, runs, reads it. One thread owns it; it knows no locks."""
 
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import compress, islice
 from time import monotonic
 from typing import ParamSpec, TypeVar
@@ -12,14 +11,13 @@ import numpy as np
 
 from worker.engine import next_token, scheduler
 from worker.engine.errors import OutOfMemory
+from worker.engine.inside import Computed, Row, Work
 from worker.engine.lengths import Lengths
 from worker.engine.progress import Progress
 from worker.engine.prompt import URGENT
-from worker.engine.rows import DeviceRows
 from worker.engine.runner import Runner, Span
-from worker.engine.scheduler import Begun, Budget, Entrance, Piece, Room, Step, Waiting
+from worker.engine.scheduler import Budget, Entrance, Piece, Room, Step, Waiting
 from worker.engine.sequence import Sequence as Choice
-from worker.engine.softmax import Ids, Logits
 from worker.engine.stages import Stages, shared
 from worker.engine.ticket import Ticket
 from worker.engine.waiting import Entry, WaitingLine, entries_of
@@ -28,76 +26,6 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """Who is written in a row, and how many of its tokens are in the cache. A choice that had to leave its row is
-    written again, token for token, before it goes on: so it reads as if it had stayed, to the last bit.
-    """
-
-    ticket: Ticket
-    choice: Choice
-    beginning: Ids
-    """What was computed at once: the prompt and what the choice must begin with."""
-    fed: int
-    drawn_at: int | None = None
-    """Where on the device its next token is, until that is read. It may be in the cache before."""
-
-    @property
-    def length(self) -> int:
-        """Positions in the KV cache."""
-        return self.choice.prompt_tokens + self.fed
-
-    @property
-    def is_going_on(self) -> bool:
-        """It has not ended, and somebody wants it."""
-        return self.choice.finish_reason is None and not self.ticket.is_settled
-
-    @property
-    def awaits_token(self) -> bool:
-        """All that it has is in the cache."""
-        return self.fed == len(self.choice.token_ids)
-
-    @property
-    def unfed(self) -> list[int]:
-        """The tokens that go into the cache next: one as a rule; more where some were forced or are written again."""
-        return self.choice.token_ids[self.fed :]
-
-    @property
-    def stretch(self) -> int:
-        """How many of them were drawn and forced together."""
-        stretches = self.choice.stretches
-        return stretches[bisect_right(stretches, self.fed)] - self.fed
-
-    @property
-    def next_id(self) -> int:
-        """The first of them, or of one that is still being drawn what `Runner.step` takes in its place."""
-        return self.choice.token_ids[self.fed] if self.drawn_at is None else -1 - self.drawn_at
-
-    @property
-    def ends_with_next(self) -> bool:
-        """The token that is being drawn is the last that it may have."""
-        return self.drawn_at is not None and len(self.choice.token_ids) + 1 == self.choice.tokens_max
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A prompt that is being computed, for choices that have left the line."""
-
-    entry: Entry
-    begun: Begun
-    expected_tokens: int
-    """What each choice is likely to take until it ends."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Computed:
-    """What a step gave: the logits of some rows."""
-
-    logits: Logits | DeviceRows
-    rows: list[_Row]
-    prompt_tokens: int
 
 
 class Loop:
@@ -110,9 +38,9 @@ class Loop:
         self._waiting = WaitingLine()
         self._stages = Stages(runner.stages)
         self._lengths = Lengths()
-        self._works: list[_Work] = []
-        self._rows: list[_Row] = []
-        self._drawn: tuple[next_token.Drawn, list[_Row]] | None = None
+        self._works: list[Work] = []
+        self._rows: list[Row] = []
+        self._drawn: tuple[next_token.Drawn, list[Row]] | None = None
         """Tokens that are on their way from a device, and whose they are."""
         self._runner_seconds = 0.0
 
@@ -189,7 +117,7 @@ class Loop:
     def _running(self) -> int:
         return len(self._rows) + sum(len(work.entry.choices) for work in self._works)
 
-    def _admit(self) -> _Work | None:
+    def _admit(self) -> Work | None:
         """The first of the line gets its stage; choices for which there is no row yet wait on, at the head."""
         entry = next(iter(self._waiting), None)
         if entry is None or self._running >= self._budget.slots or len(self._works) == self._budget.spans_max:
@@ -208,7 +136,7 @@ class Loop:
             self._waiting.pop()
         if entering.choices[0] is entry.ticket.sequences[0] and not entry.is_back:
             entry.ticket.cached_tokens = min(begun.computed, entry.ticket.prompt_tokens)
-        return _Work(entering, begun, expected)
+        return Work(entering, begun, expected)
 
     def _entrance(self, entry: Entry, expected_tokens: int) -> Entrance | None:
         coming = max((shared(work.entry.token_ids, entry.token_ids) for work in self._works), default=0)
@@ -262,7 +190,7 @@ class Loop:
         self._waiting.put_first(Entry(seat.ticket, [seat.choice], seat.beginning, is_back=True))
         self._remove([row])
 
-    def _compute(self, step: Step) -> _Computed:
+    def _compute(self, step: Step) -> Computed:
         """Run a step; on a device it may only have begun."""
         works = {work.begun.stage: work for work in self._works}
         pieces = [(works[piece.begun.stage], piece) for piece in step.pieces]
@@ -284,16 +212,16 @@ class Loop:
         computed = [*entered, *(row for number, row in enumerate(written) if number not in unread)]
         if len(entered) > len(counts):
             logits = logits.repeat([*counts, *[1] * (len(computed) - len(entered))], axis=0)
-        return _Computed(logits, computed, sum(len(span.token_ids) for span in spans))
+        return Computed(logits, computed, sum(len(span.token_ids) for span in spans))
 
-    def _feed_ahead(self, rows: Sequence[_Row]) -> None:
+    def _feed_ahead(self, rows: Sequence[Row]) -> None:
         """Where the runner is the faster for it, take all tokens that a row has into it but the last."""
         for number, row in enumerate(rows):
             if ahead := self._ahead(row):
                 self._run(self._runner.feed, number, row.unfed[:ahead])
                 row.fed += ahead
 
-    def _ahead(self, row: _Row) -> int:
+    def _ahead(self, row: Row) -> int:
         """How many tokens a row takes before a step, which gives it one more."""
         if row.drawn_at is not None:
             return 0
@@ -301,12 +229,12 @@ class Loop:
         ahead = row.stretch - 1 if is_exact else min(len(row.unfed) - 1, self._budget.chunk_tokens)
         return ahead if ahead > 0 and self._runner.feeds(ahead, row.length) else 0
 
-    def _place(self, work: _Work) -> list[_Row]:
+    def _place(self, work: Work) -> list[Row]:
         """Give each choice of a computed prompt its row."""
         self._works.remove(work)
         entry = work.entry
         forced = entry.prompt_tokens - entry.ticket.prompt_tokens
-        entered = [_Row(entry.ticket, choice, entry.token_ids, fed=forced) for choice in entry.choices]
+        entered = [Row(entry.ticket, choice, entry.token_ids, fed=forced) for choice in entry.choices]
         for row in entered:
             number = self._run(self._runner.place, work.begun.stage, entry.prompt_tokens)
             if number != len(self._rows):
@@ -314,7 +242,7 @@ class Loop:
             self._rows.append(row)
         return entered
 
-    def _draw(self, computed: _Computed) -> int:
+    def _draw(self, computed: Computed) -> int:
         """Draw the next tokens of those rows that want one. They are handed out at once, and counted, or are on their
         way then.
         """
@@ -354,7 +282,7 @@ class Loop:
                 row.fed -= 1
         return self._hand_out(left, list(compress(outcomes, are_left))) - before
 
-    def _hand_out(self, written: Sequence[_Row], outcomes: Sequence[Exception | None]) -> int:
+    def _hand_out(self, written: Sequence[Row], outcomes: Sequence[Exception | None]) -> int:
         """See who has ended with a token: those give their row back. Gives the tokens that all have now."""
         for row, error in zip(written, outcomes, strict=True):
             if error is not None:
@@ -368,7 +296,7 @@ class Loop:
                 row.ticket.resolve_if_complete()
         return _output_tokens(written)
 
-    def _close(self, row: _Row) -> None:
+    def _close(self, row: Row) -> None:
         try:
             row.choice.close()
         except Exception as error:  # noqa: BLE001  a watcher is others' code
@@ -422,12 +350,12 @@ def _open(choices: Sequence[Choice]) -> None:
             choice.close()
 
 
-def _span(work: _Work, piece: Piece) -> Span:
+def _span(work: Work, piece: Piece) -> Span:
     token_ids = work.entry.token_ids[piece.start : piece.stop]
     return Span(piece.begun.stage, piece.start, token_ids, ends_prompt=piece.ends_prompt)
 
 
-def _output_tokens(rows: Sequence[_Row]) -> int:
+def _output_tokens(rows: Sequence[Row]) -> int:
     return sum(row.choice.output_tokens for row in rows)
 
 
