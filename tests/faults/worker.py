@@ -9,6 +9,7 @@ All else is the product's own.
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,8 @@ class ScriptedEngine(FakeEngine):
         if "DIE" in said:
             os.kill(os.getpid(), signal.SIGKILL)
         if "NAP" in said:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: of a signal to the process another may hear first, and this one would go on for a while.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         if "HANG" in said:
             self.progress = replace(self.progress, running=1)
             return Future()
