@@ -161,10 +161,9 @@ def parts_of(key: str) -> Parts | None:
 
 
 def caller_of(key_id: str, row: Row[*tuple[Any, ...]]) -> Caller:
-    """The caller of a row with a key's `project_id`, `scopes` and limits."""
+    """The caller of a row with a key's `project_id`, `scopes` and LIMITS."""
     scopes = frozenset(Scope) if row.scopes is None else frozenset(map(Scope, row.scopes))
-    limits = Limits(row.requests_per_minute, row.uploads_at_once, row.open_batches, row.queued_lines)
-    return Caller(row.project_id, key_id, scopes, limits)
+    return Caller(row.project_id, key_id, scopes, Limits(*(getattr(row, column.name) for column in LIMITS)))
 
 
 def is_valid(connection: Connection, key: str) -> bool:

@@ -4,33 +4,50 @@ Where Postgres cannot be asked nothing is let in, since nothing could be done ei
 transaction.
 """
 
+from typing import Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, text
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Interval,
+    bindparam,
+    extract,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 
 from jobs import keys
 from jobs.errors import TooMany
 from jobs.keys import Caller
+from jobs.tables import api_key
 
 PERMIT_SECONDS = 900  # an upload that takes longer no longer counts: it may be that of a process that died
 BUSY_RETRY_SECONDS = 60
 FULL_RETRY_SECONDS = 3_600  # clients wait at most two minutes by themselves, so this means: do not
 
-PAY = text("""
-    UPDATE api_key
-       SET paid_until = greatest(paid_until, now()) + interval '1 minute' / coalesce(requests_per_minute, :per_minute),
-           last_used_at = now()
-     WHERE id = :id AND secret_sha256 = :sha256 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
-       AND set_config('synchronous_commit', 'off', true) = 'off'
-       AND (paid_until IS NULL OR greatest(paid_until, now())
-            + interval '1 minute' / coalesce(requests_per_minute, :per_minute) <= now() + interval '1 minute')
-    RETURNING project_id, scopes, requests_per_minute, uploads_at_once, open_batches, queued_lines
-""")
-WAIT = text("""
-    SELECT extract(epoch FROM paid_until - now() + interval '1 minute' / coalesce(requests_per_minute, :per_minute)
-                              - interval '1 minute')
-      FROM api_key WHERE id = :id
-""")
+MINUTE: Final = literal_column("interval '1 minute'", Interval)
+PER_MINUTE: Final = func.coalesce(api_key.c.requests_per_minute, bindparam("per_minute", type_=Integer))
+COST: Final = MINUTE.op("/", return_type=Interval())(PER_MINUTE)
+PAID_UNTIL: Final = func.greatest(api_key.c.paid_until, func.now()) + COST
+PAY: Final = (
+    api_key.update()
+    .values(paid_until=PAID_UNTIL, last_used_at=func.now())
+    .where(
+        api_key.c.id == bindparam("key_id"),
+        api_key.c.secret_sha256 == bindparam("sha256"),
+        keys.IS_LIVE,
+        text("set_config('synchronous_commit', 'off', true) = 'off'"),
+        or_(api_key.c.paid_until.is_(None), func.now() + MINUTE >= PAID_UNTIL),
+    )
+    .returning(api_key.c.project_id, api_key.c.scopes, *keys.LIMITS)
+)
+WAIT: Final = select(extract("epoch", api_key.c.paid_until - func.now() + COST - MINUTE)).where(
+    api_key.c.id == bindparam("key_id")
+)
 
 
 def admit(connection: Connection, key: str | None, *, requests_per_minute: int) -> Caller:
@@ -47,12 +64,12 @@ def admit(connection: Connection, key: str | None, *, requests_per_minute: int) 
     """
     named = keys.parts_of(key or "")
     if named is not None:
-        values = {"id": named.id, "sha256": named.secret_sha256, "per_minute": requests_per_minute}
+        values = {"key_id": named.id, "sha256": named.secret_sha256, "per_minute": requests_per_minute}
         row = connection.execute(PAY, values).one_or_none()
         if row is not None:
             return keys.caller_of(named.id, row)
     caller = keys.authenticate(connection, key)
-    wait = connection.execute(WAIT, {"id": caller.key_id, "per_minute": requests_per_minute}).scalar()
+    wait = connection.execute(WAIT, {"key_id": caller.key_id, "per_minute": requests_per_minute}).scalar()
     seconds, limit = max(float(wait or 0), 0), caller.limits.requests_per_minute or requests_per_minute
     raise TooMany(
         f"Rate limit reached for requests of this key: Limit {limit} per min. Please try again in {seconds:.3g}s.",

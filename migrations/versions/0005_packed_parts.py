@@ -1,7 +1,8 @@
 """Parts of files are stored packed.
 
 A program of before goes on storing plain parts, which are read as ever. It must not read packed ones: it takes a part
-without content for the end of a file. So API and io workers of before are to be stopped first; model workers read no files.
+without content for the end of a file. So API and io workers of before are to be stopped first; model workers read no
+files.
 """
 
 import zlib
