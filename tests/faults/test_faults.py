@@ -152,12 +152,13 @@ def test_a_message_that_is_garbage_costs_at_most_the_worker_that_read_it(system:
 @pytest.mark.parametrize(("stage", "job"), [("validating", intake.ingest), ("finalizing", export.finalize)])
 def test_two_of_one_job_at_once_do_it_once(system: System, stage: str, job: Callable[..., object]) -> None:
     for _ in range(ROUNDS):
+        making.forget_batches(system.ledger)
         batch = validating(system.ledger) if stage == "validating" else finalizing(system.ledger)
         owners = [making.worker(system.ledger) for _ in range(2)]
         at_once(*(partial(job, system.ledger, batch.id, owner=owner, settings=making.SETTINGS) for owner in owners))
         assert making.fetch(system.ledger, batch).state in (BatchState.IN_PROGRESS, BatchState.COMPLETED)
         assert system.faults() == []
-    assert making.scalar(system.ledger, "SELECT count(*) FROM file WHERE state = 'uploading'") == 0
+        assert making.scalar(system.ledger, "SELECT count(*) FROM file WHERE state = 'uploading'") == 0
 
 
 def cancel(ledger: Engine, batch: Batch) -> None:
@@ -182,6 +183,7 @@ def test_a_seal_that_races_the_last_flush_leaves_one_outcome(
 ) -> None:
     ledger = system.ledger
     for _ in range(ROUNDS):
+        making.forget_batches(ledger)
         batch = in_progress(ledger)
         held = making.claim(ledger, batch, making.worker(ledger), chunks=9)
         at_once(partial(answer, ledger, batch, held), partial(seal, ledger, batch))
@@ -217,6 +219,7 @@ def test_a_cancel_or_an_expiry_that_races_anything_leaves_one_outcome(
 ) -> None:
     ledger = system.ledger
     for _ in range(ROUNDS):
+        making.forget_batches(ledger)
         batch = stage(ledger)
         at_once(partial(one, ledger, batch), partial(other, ledger, batch))
         assert system.faults() == []
@@ -233,6 +236,7 @@ def test_two_sweepers_at_once_do_each_duty_once(system: System) -> None:
     ledger, hints = system.ledger, Hints(system.addresses.broker_url)
     sweepers = [Sweeper(ledger, hints, making.SETTINGS) for _ in range(2)]
     for _ in range(ROUNDS):
+        making.forget_batches(ledger)
         lost, late, answered_one = in_progress(ledger), in_progress(ledger), in_progress(ledger)
         making.claim(ledger, lost, making.worker(ledger), chunks=9)
         answer(ledger, answered_one, making.claim(ledger, answered_one, making.worker(ledger), chunks=9))

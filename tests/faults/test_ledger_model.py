@@ -44,8 +44,7 @@ class Ledger(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        with self.engine.begin() as connection:
-            connection.execute(text("TRUNCATE batch, request, chunk, result, tally, worker, file, file_part"))
+        making.forget_batches(self.engine)
         self.batch = making.ingest(self.engine, LINES)
         self.owners = [making.worker(self.engine) for _ in range(3)]
         self.answers: dict[int, str] = {}
