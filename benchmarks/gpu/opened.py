@@ -10,9 +10,10 @@ import onnxruntime as ort
 
 from benchmarks.gpu import shapes
 from worker.engine import EngineSettings
-from worker.engine.paged import gpu, opening
+from worker.engine.device import gpu
+from worker.engine.device.sampler import DeviceSampler
+from worker.engine.paged import opening
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, element_bytes
 from worker.engine.paged.paged_runner import PagedRunner

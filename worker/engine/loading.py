@@ -10,9 +10,10 @@ import onnxruntime as ort
 
 from worker.engine.block_runner import BlockRunner, BlockSizes
 from worker.engine.blocks import BlockLayout
+from worker.engine.device import gpu
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineError, OutOfMemory, OutOfSlots
-from worker.engine.paged import gpu, opening
+from worker.engine.paged import opening
 from worker.engine.runner import Runner
 from worker.engine.session import has_cuda, open_session
 from worker.engine.settings import Device, EngineSettings

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from worker.engine import memory
+from worker.engine.device.memory import DeviceMemory
 from worker.engine.errors import OutOfSlots
-from worker.engine.paged.memory import DeviceMemory
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 import onnxruntime as ort
 
+from worker.engine.device import gpu
+from worker.engine.device.cuda_memory import CudaMemory
+from worker.engine.device.sampler import ROWS_AT_ONCE, DeviceSampler
 from worker.engine.errors import OutOfMemory, OutOfSlots
-from worker.engine.paged import gpu
-from worker.engine.paged.cuda_memory import CudaMemory
-from worker.engine.paged.device_sampler import ROWS_AT_ONCE, DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, RunLimits, element_bytes
 from worker.engine.paged.packing import bucket, width

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from worker.engine import session as sessions
-from worker.engine.paged.device_graphs import unsynchronized
-from worker.engine.paged.memory import DeviceMemory, Placed, aligned
+from worker.engine.device.graphs import unsynchronized
+from worker.engine.device.memory import DeviceMemory, Placed, aligned
+from worker.engine.device.staging import Staging
 from worker.engine.paged.packing import PackedRun, bucket
 from worker.engine.paged.session import Fill
-from worker.engine.paged.staging import Staging
 from worker.engine.softmax import Ids, Logits
 
 Array = npt.NDArray[Any]

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from worker.engine.device.rows import SessionRows
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged import packing
-from worker.engine.paged.device_rows import SessionRows
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Copies, Occupancy, Room
 from worker.engine.paged.packing import PackedRun
 from worker.engine.paged.session import PagedSession

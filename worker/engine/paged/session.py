@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from worker.engine.paged.memory import Placed
+from worker.engine.device.memory import Placed
 from worker.engine.paged.packing import PackedRun
 from worker.engine.softmax import Ids, Logits
 

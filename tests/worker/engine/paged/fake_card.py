@@ -16,10 +16,10 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from tests.worker.engine.paged.host_memory import HostMemory
+from tests.worker.engine.device.host_memory import HostMemory
+from worker.engine.device.cuda_memory import CudaError
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.paged.cuda_memory import CudaError
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.opening import run_limits
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests import tiny_model
-from tests.worker.engine.paged import test_device_changes
+from tests.worker.engine.device import test_changes
 from worker.engine import Engine, EngineSettings, Prompt, Sampling, next_token, sampling
+from worker.engine.device import edit_graphs, gpu
+from worker.engine.device.cuda_memory import CudaMemory
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.loading import load, open_runner
-from worker.engine.paged import attention, edit_graphs, gpu, opening, packing
+from worker.engine.paged import attention, opening, packing
 from worker.engine.paged.attention import Attributes, Cache, Packing, Turning
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.paged.cuda_memory import CudaMemory
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.paged_runner import PagedRunner
 from worker.engine.rows import UNSURE, Wish
@@ -391,15 +392,15 @@ def test_tokens_drawn_on_the_card_are_those_drawn_on_the_host(memory: CudaMemory
 @pytest.mark.parametrize("logits", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_no_node_of_the_small_graphs_is_left_to_the_cpu(memory: CudaMemory, logits: int) -> None:
     """ONNX Runtime refuses to capture such a graph."""
-    graphs = [graph(1000, logits) for graph in test_device_changes.SAMPLERS]
+    graphs = [graph(1000, logits) for graph in test_changes.SAMPLERS]
     for graph in [*graphs, edit_graphs.filled(1000, TensorProto.INT64), edit_graphs.filled(1000, TensorProto.INT32)]:
         gpu.open_session(graph, memory, ort.SessionOptions(), captures=True)
 
 
 def test_changes_and_log_probabilities_on_the_card_are_those_on_the_host(memory: CudaMemory) -> None:
     """Biases, held back stop tokens, penalties and masks of every kind with every kind of draw, over some steps."""
-    here, there = test_device_changes.choices(), test_device_changes.choices()
-    logits = test_device_changes.logits_of(1, len(here))
+    here, there = test_changes.choices(), test_changes.choices()
+    logits = test_changes.logits_of(1, len(here))
     sampler = _sampler_over(memory, logits)
     rows = _Rows(sampler, logits)
     for _ in range(6):

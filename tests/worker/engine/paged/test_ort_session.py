@@ -8,12 +8,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
+from tests.worker.engine.device.host_memory import HostMemory
 from tests.worker.engine.paged import counting_graph
 from tests.worker.engine.paged.counting_graph import following
-from tests.worker.engine.paged.host_memory import HostMemory
 from worker.engine import Engine, EngineSettings, Prompt, Sampling
-from worker.engine.paged.device_sampler import DeviceSampler
-from worker.engine.paged.memory import aligned
+from worker.engine.device.memory import aligned
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.opening import run_limits
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, element_bytes

@@ -8,10 +8,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from tests.worker.engine.paged.host_memory import HostMemory
+from tests.worker.engine.device.host_memory import HostMemory
 from worker.engine import sampling
-from worker.engine.paged.device_sampler import DeviceSampler
-from worker.engine.paged.sampler_graphs import CANDIDATES
+from worker.engine.device.sampler import DeviceSampler
+from worker.engine.device.sampler_graphs import CANDIDATES
 from worker.engine.rows import UNSURE, Wish
 from worker.engine.sampling import NO_TOKEN, Draw, Sampling
 from worker.engine.softmax import Logits

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worker.engine.paged.device_drawing import DeviceDrawing
-from worker.engine.paged.device_sampler import DeviceSampler
+from worker.engine.device.drawing import DeviceDrawing
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged.session import PagedSession
 from worker.engine.rows import Wish
 from worker.engine.softmax import Ids, Logits

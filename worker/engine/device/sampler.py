@@ -1,7 +1,7 @@
 """Draws the next tokens of rows whose logits are on a device: the same tokens as `worker.engine.next_token` draws.
 
 Rows of one kind are drawn in one run: greedy ones, those that leave few tokens, and those that leave many. Where
-something is changed in a row's logits, a copy of it is changed and drawn from (`device_edits`). What a run was not sure
+something is changed in a row's logits, a copy of it is changed and drawn from (`edits`). What a run was not sure
 of is drawn on the host: some rows in ten thousand, and those of a top_p that so many tokens share that they are not
 among the candidates.
 """
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.engine import noise
+from worker.engine.device import edit_graphs, sampler_graphs
+from worker.engine.device.drawing import DeviceDrawing, Results
+from worker.engine.device.edits import DeviceEdits
+from worker.engine.device.graphs import DeviceGraphs, Graph, Open
+from worker.engine.device.memory import DeviceMemory, Placed
+from worker.engine.device.sampler_graphs import ATTEMPTS, CANDIDATES
 from worker.engine.envelope import UNIT
 from worker.engine.errors import OutOfMemory
-from worker.engine.paged import edit_graphs, sampler_graphs
-from worker.engine.paged.device_drawing import DeviceDrawing, Results
-from worker.engine.paged.device_edits import DeviceEdits
-from worker.engine.paged.device_graphs import DeviceGraphs, Graph, Open
-from worker.engine.paged.memory import DeviceMemory, Placed
-from worker.engine.paged.sampler_graphs import ATTEMPTS, CANDIDATES
 from worker.engine.rows import Wish
 from worker.engine.sampling import Draw, Sampling
 from worker.engine.softmax import Ids, Logits

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from worker.engine.device.cuda_memory import LIBRARY, CudaError, CudaMemory
 from worker.engine.errors import EngineError, OutOfMemory
-from worker.engine.paged.cuda_memory import LIBRARY, CudaError, CudaMemory
 from worker.engine.session import has_cuda, is_out_of_memory
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import onnxruntime as ort
 from onnx import helper
 
 from worker.engine import session as sessions
-from worker.engine.paged.memory import DeviceMemory, Placed
-from worker.engine.paged.staging import Staging
+from worker.engine.device.memory import DeviceMemory, Placed
+from worker.engine.device.staging import Staging
 
 Graph = Callable[[int, int], bytes]
 """Makes a graph for a vocabulary and for logits of a type."""

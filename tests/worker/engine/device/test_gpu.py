@@ -8,13 +8,13 @@ import onnxruntime as ort
 import pytest
 
 from tests import tiny_model
+from tests.worker.engine.device.fake_cuda import FakeCuda
 from tests.worker.engine.fake_runner import FakeRunner
-from tests.worker.engine.paged.fake_cuda import FakeCuda
 from worker.engine import Device, Engine, EngineError, EngineFailed, EngineSettings, Prompt, Sampling, load
+from worker.engine.device import gpu
+from worker.engine.device.cuda_memory import LIBRARY, CudaError, CudaMemory
+from worker.engine.device.gpu import GpuUnusable
 from worker.engine.errors import OutOfMemory
-from worker.engine.paged import gpu
-from worker.engine.paged.cuda_memory import LIBRARY, CudaError, CudaMemory
-from worker.engine.paged.gpu import GpuUnusable
 from worker.engine.session import is_out_of_memory
 from worker.model import Precision
 
