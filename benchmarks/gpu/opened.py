@@ -62,7 +62,7 @@ def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFor
     room = opening.room_on(memory, layout, spec, settings)
     limits = opening.run_limits(room, settings)
     paged = OrtPagedSession(session, memory, layout, room.pages, limits, captures=captures)
-    return Opened(spec, paged, room, element, opening.sampler_over(paged, memory))
+    return Opened(spec, paged, room, element, gpu.open_sampler(memory, paged.logits.place))
 
 
 def _on_cpu(spec: ModelSpec, settings: EngineSettings, cache: CacheFormat) -> Opened:

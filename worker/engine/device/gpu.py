@@ -11,6 +11,8 @@ from typing import Any, Final
 import onnxruntime as ort
 
 from worker.engine.device.cuda_memory import LIBRARY, CudaError, CudaMemory
+from worker.engine.device.memory import Placed
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.errors import EngineError, OutOfMemory
 from worker.engine.session import has_cuda, is_out_of_memory
 
@@ -110,6 +112,15 @@ def open_session(
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise GpuUnusable(f"ONNX Runtime opened the model without CUDA; install it anew with: {_INSTALL}")
     return session
+
+
+def open_sampler(memory: CudaMemory, logits: Placed) -> DeviceSampler:
+    """Draws where some logits are."""
+
+    def open_graph(graph: bytes) -> ort.InferenceSession:
+        return open_session(graph, memory, ort.SessionOptions(), captures=False)
+
+    return DeviceSampler(memory, open_graph, logits)
 
 
 def _check_libraries(load: Callable[[str], Any]) -> None:

@@ -38,14 +38,13 @@ _NO_TOP_P: Final = 2.0
 
 
 class DeviceSampler:
-    """`open_session` opens a graph on the device of `memory`; `element` is ONNX's number of the logits' type."""
+    """`open_session` opens a graph on the device of `memory`, where the `logits` are."""
 
-    def __init__(
-        self, memory: DeviceMemory, open_session: Open, address: int, vocabulary: int, element: int, rows_max: int
-    ) -> None:
+    def __init__(self, memory: DeviceMemory, open_session: Open, logits: Placed) -> None:
+        rows_max, vocabulary = logits.shape
         self._graphs = DeviceGraphs(memory, open_session, vocabulary)
         self._edits = DeviceEdits(self._graphs, min(rows_max, ROWS_AT_ONCE))
-        self._logits = Placed(address, element, (rows_max, vocabulary))
+        self._logits = logits
         self._results = Results(memory, 2 * len(_KINDS), rows_max, min(edit_graphs.LIKELIEST, vocabulary))
 
     def draw(self, rows: Ids, wishes: Sequence[Wish], fetch: Callable[[Ids], Logits]) -> DeviceDrawing:

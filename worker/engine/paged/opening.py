@@ -4,7 +4,7 @@ import onnxruntime as ort
 
 from worker.engine.device import gpu
 from worker.engine.device.cuda_memory import CudaMemory
-from worker.engine.device.sampler import ROWS_AT_ONCE, DeviceSampler
+from worker.engine.device.sampler import ROWS_AT_ONCE
 from worker.engine.errors import OutOfMemory, OutOfSlots
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, RunLimits, element_bytes
@@ -43,17 +43,7 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
         paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=captures)
     except OutOfMemory as error:
         raise gpu.GpuUnusable(gpu.cure_of(error)) from error
-    return PagedRunner(paged, room, sampler_over(paged, memory))
-
-
-def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
-    """Draws where the logits of a session are."""
-
-    def open_graph(graph: bytes) -> ort.InferenceSession:
-        return gpu.open_session(graph, memory, ort.SessionOptions(), captures=False)
-
-    place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
-    return DeviceSampler(memory, open_graph, *place)
+    return PagedRunner(paged, room, gpu.open_sampler(memory, paged.logits.place))
 
 
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:

@@ -8,7 +8,6 @@ memory it has read once: `packing` makes that the same for all runs of a shape.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import ml_dtypes
@@ -18,6 +17,7 @@ import onnxruntime as ort
 
 from worker.engine import session as sessions
 from worker.engine.device.graphs import unsynchronized
+from worker.engine.device.logits import DeviceLogits
 from worker.engine.device.memory import DeviceMemory, Placed, aligned
 from worker.engine.device.staging import Staging
 from worker.engine.paged.packing import PackedRun, bucket
@@ -111,19 +111,10 @@ class OrtPagedSession:
         self.vocabulary = int(shapes["logits"][-1])
         self._cache = memory.allocate(layout.page_bytes * pages)
         self._staging = Staging(memory, limits.input_bytes)
-        self.logit_rows_max = rows = bucket(limits.sequences)
-        self._logits_element: np.dtype[Any] = _ELEMENTS[self._types["logits"]][1]
-        self._logits_bytes = rows * self.vocabulary * self._logits_element.itemsize
-        self.logits_address = memory.allocate(self._logits_bytes)
-        self._kept_address = memory.allocate(self._logits_bytes)
-        self._host_logits = memory.host_array(self._logits_bytes)
+        element, _ = _ELEMENTS[self._types["logits"]]
+        self.logits = DeviceLogits(memory, bucket(limits.sequences), self.vocabulary, element)
         self._binding = self._bound_to_cache()
         self._captured: dict[tuple[int, int], _Captured] = {}
-
-    @property
-    def logits_element(self) -> int:
-        """ONNX's number of the type of the logits on the device."""
-        return _ELEMENTS[self._types["logits"]][0]
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         size = self._layout.plane_bytes
@@ -142,13 +133,13 @@ class OrtPagedSession:
         return self._places(run)
 
     def logits_at(self, rows: Ids) -> Logits:
-        return self._fetched(self.logits_address, rows)
+        return self.logits.logits_at(rows)
 
     def keep(self) -> None:
-        self._memory.copy_planes(self._kept_address, self.logits_address, self._logits_bytes, self._logits_bytes, 1)
+        self.logits.keep()
 
     def kept_at(self, rows: Ids) -> Logits:
-        return self._fetched(self._kept_address, rows)
+        return self.logits.kept_at(rows)
 
     def wait(self) -> None:
         self._memory.wait()
@@ -157,15 +148,6 @@ class OrtPagedSession:
         self._memory.close()
         self._captured.clear()
         del self._binding, self._session
-
-    def _fetched(self, address: int, rows: Ids) -> Logits:
-        row_bytes = self.vocabulary * self._logits_element.itemsize
-        found = self._host_logits.view(self._logits_element)[: len(rows) * self.vocabulary]
-        found = found.reshape(len(rows), self.vocabulary)
-        for start, stop in _stretches(rows):
-            self._memory.download(found[start:stop], address + int(rows[start]) * row_bytes)
-        self._memory.wait()
-        return found.astype(np.float32, copy=False)
 
     def _replay(self, shape: tuple[int, int], inputs: dict[str, Array], fill: Fill | None) -> None:
         captured = self._captured.get(shape)
@@ -186,7 +168,7 @@ class OrtPagedSession:
         for (name, array), address in zip(self._on_device(inputs), self._upload(inputs, fill), strict=True):
             self._bind(binding.bind_input, name, array.shape, address)
         binding.bind_input(_METADATA, "cpu", 0, np.int32, metadata.shape, metadata.ctypes.data)
-        self._bind(binding.bind_output, "logits", (rows, self.vocabulary), self.logits_address)
+        self._bind(binding.bind_output, "logits", (rows, self.vocabulary), self.logits.place.address)
 
     def _upload(self, inputs: dict[str, Array], fill: Fill | None) -> list[int]:
         """All inputs in one copy; where each lies, which its shape and those of the ones before decide."""
@@ -236,14 +218,6 @@ class OrtPagedSession:
         if self._captures:
             options.add_run_config_entry("gpu_graph_id", str(graph_id))
         return options
-
-
-def _stretches(rows: Ids) -> list[tuple[int, int]]:
-    """Where neighbouring rows stand side by side: the places [start, stop) of each stretch."""
-    if not len(rows):
-        return []
-    breaks = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return [*pairwise(breaks)]
 
 
 def element_bytes(session: ort.InferenceSession) -> int:

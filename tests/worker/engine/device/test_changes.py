@@ -13,6 +13,7 @@ from tests.worker.engine.device.host_memory import HostMemory
 from worker.engine import NothingToSample, Prompt, Sampling, next_token
 from worker.engine.device import edit_graphs, sampler_graphs
 from worker.engine.device.edit_graphs import LIKELIEST
+from worker.engine.device.memory import Placed
 from worker.engine.device.sampler import DeviceSampler
 from worker.engine.device.sampler_graph import ON_CUDA
 from worker.engine.errors import OutOfMemory
@@ -115,7 +116,7 @@ class Rows:
         self.address = self.memory.allocate(self.logits.nbytes)
         self.fetched = 0
         kind = TensorProto.FLOAT if element == np.float32 else TensorProto.FLOAT16
-        self.sampler = DeviceSampler(self.memory, ort.InferenceSession, self.address, VOCABULARY, kind, rows)
+        self.sampler = DeviceSampler(self.memory, ort.InferenceSession, Placed(self.address, kind, (rows, VOCABULARY)))
 
     def put(self, logits: Logits) -> None:
         self.logits[:] = logits

@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from tests.worker.engine.device.host_memory import HostMemory
 from worker.engine import sampling
+from worker.engine.device.memory import Placed
 from worker.engine.device.sampler import DeviceSampler
 from worker.engine.device.sampler_graphs import CANDIDATES
 from worker.engine.rows import UNSURE, Wish
@@ -47,7 +48,7 @@ class Fetching:
         memory = HostMemory()
         address = memory.allocate(logits.nbytes)
         memory.upload(address, logits)
-        self.sampler = DeviceSampler(memory, self._open, address, logits.shape[1], element, len(logits))
+        self.sampler = DeviceSampler(memory, self._open, Placed(address, element, logits.shape))
 
     @staticmethod
     def _open(content: bytes) -> ort.InferenceSession:

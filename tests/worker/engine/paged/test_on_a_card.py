@@ -21,6 +21,7 @@ from tests.worker.engine.device import test_changes
 from worker.engine import Engine, EngineSettings, Prompt, Sampling, next_token, sampling
 from worker.engine.device import edit_graphs, gpu
 from worker.engine.device.cuda_memory import CudaMemory
+from worker.engine.device.memory import Placed
 from worker.engine.device.sampler import DeviceSampler
 from worker.engine.loading import load, open_runner
 from worker.engine.paged import attention, opening, packing
@@ -363,14 +364,10 @@ def test_the_engine_writes_the_same_answers_twice_and_alone(model: Any) -> None:
 
 
 def _sampler_over(memory: CudaMemory, logits: NDArray[np.float32]) -> DeviceSampler:
-    address = memory.allocate(logits.nbytes)
-    memory.upload(address, logits)
+    place = Placed(memory.allocate(logits.nbytes), TensorProto.FLOAT, logits.shape)
+    memory.upload(place.address, logits)
     memory.wait()
-
-    def open_graph(content: bytes) -> Any:
-        return gpu.open_session(content, memory, ort.SessionOptions(), captures=False)
-
-    return DeviceSampler(memory, open_graph, address, logits.shape[1], TensorProto.FLOAT, len(logits))
+    return gpu.open_sampler(memory, place)
 
 
 def test_tokens_drawn_on_the_card_are_those_drawn_on_the_host(memory: CudaMemory) -> None:

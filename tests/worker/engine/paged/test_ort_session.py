@@ -46,8 +46,8 @@ def opened(
     room = Room(pages or 1 + (stages + 6) * 10, PAGE, stages, 6, CONTEXT)
     memory = HostMemory()
     paged = OrtPagedSession(session, memory, LAYOUT, room.pages, run_limits(room, KNOBS), captures=captures)
-    place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
-    return PagedRunner(paged, room, DeviceSampler(memory, ort.InferenceSession, *place) if draws_there else None)
+    sampler = DeviceSampler(memory, ort.InferenceSession, paged.logits.place)
+    return PagedRunner(paged, room, sampler if draws_there else None)
 
 
 def prompts(count: int) -> list[list[int]]:
