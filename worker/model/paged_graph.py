@@ -14,9 +14,7 @@ are those of onnxruntime-genai's paged models, so that one runner serves both:
     logits                       float32 [R, vocabulary]
     present.{i}.key              as past_key_values.{i}.key, and .value: must be the same memory
 
-Every node runs on the device and no shape is computed, so that a run can be captured as a CUDA graph. Linear layers
-are [outputs, inputs], as checkpoints have them. Queries, keys and values are one product; gate and up are two, for to
-take them apart again would cost more than it saves.
+Every node runs on the device and no shape is computed, so that a run can be captured as a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -32,7 +30,7 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.cache_scales import CacheScales
-from worker.model.graph import Decoder
+from worker.model.graph import CudaDecoder
 from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
@@ -94,8 +92,8 @@ def is_paged(path: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _PagedDecoder(Decoder):
-    """All but attention and the shapes of linear layers is as on slots."""
+class _PagedDecoder(CudaDecoder):
+    """All but attention, and that tokens lie in one row, is as on slots."""
 
     cache: PagedCache = PagedCache()
 
@@ -119,22 +117,11 @@ class _PagedDecoder(Decoder):
         )
         return self.linear(f"{place}.output", f"{place}.mixed", layer.output)
 
-    def feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
-        activated = self.activation(place, self.linear(f"{place}.gate", hidden, layer.gate))
-        gated = self.file.node("Mul", [activated, self.linear(f"{place}.up", hidden, layer.up)], f"{place}.gated")
-        return self.linear(f"{place}.down", gated, layer.down)
-
     def linear(self, place: str, value: str, layer: Linear) -> str:
-        inputs = [value, self._as_it_lies(f"{place}.weight", layer)]
+        inputs = [value, self.as_it_lies(f"{place}.weight", layer)]
         if layer.bias is not None:
             inputs.append(self.weight(f"{place}.bias", layer.bias))
         return self.file.node("Gemm", inputs, place, transB=1)
-
-    def _as_it_lies(self, name: str, layer: Linear) -> str:
-        dtype = np.dtype(self.precision.dtype)
-        if layer.place is None or layer.place.element != dtype:
-            return self.weight(name, layer.read())
-        return self.file.placed(name, layer.place, lambda: [layer.read().astype(dtype)])
 
     def rows(self, place: str, value: str) -> str:
         return self.file.node("Gather", [value, "logits_indices"], place, axis=0)
