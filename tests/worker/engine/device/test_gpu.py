@@ -176,7 +176,7 @@ def test_a_model_for_gpus_says_what_to_do_without_one(device: Device, words: str
 def test_a_model_that_can_do_without_a_gpu_uses_the_cpu_only_if_that_is_allowed(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model.write(tmp_path / "tiny")
+    model = tiny_model.write(tmp_path / "tiny", precision=Precision.FP16)
     monkeypatch.setattr("worker.engine.loading.has_cuda", lambda: True)
     with pytest.raises(GpuUnusable):
         load(model, EngineSettings(device=Device.AUTO))
@@ -184,12 +184,26 @@ def test_a_model_that_can_do_without_a_gpu_uses_the_cpu_only_if_that_is_allowed(
         assert engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
 
 
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_a_model_for_cpus_runs_there_whatever_else_there_is(
+    precision: Precision, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime has no attention in float32 for CUDA: it would take the CPU's, and keep none of what that writes."""
+    model = tiny_model.write(tmp_path / "tiny", precision=precision)
+    monkeypatch.setattr("worker.engine.loading.has_cuda", lambda: True)
+    with load(model, EngineSettings(threads=1, context_tokens_max=64)) as engine:
+        assert engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
+    with pytest.raises(EngineError, match=f"stored in {precision}, which is for CPUs; .*--precision bf16"):
+        load(model, EngineSettings(device=Device.CUDA))
+
+
 def test_why_a_model_runs_on_the_cpu_is_told_once(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     caplog.set_level("INFO")
-    with load(tiny_model.write(tmp_path / "tiny"), EngineSettings(threads=1, context_tokens_max=64)) as engine:
+    model = tiny_model.write(tmp_path / "tiny", precision=Precision.FP16)
+    with load(model, EngineSettings(threads=1, context_tokens_max=64)) as engine:
         engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
     [told] = [record for record in caplog.records if record.message == "model runs on the CPU"]
     assert "for CPUs only; replace it with: pip install 'gristmill[gpu]'" in vars(told)["reason"]
