@@ -265,6 +265,16 @@ def test_an_engine_that_is_stopped_with_a_step_in_flight_lets_it_end_and_hangs_n
     assert card.models_ended == card.models_begun
 
 
+def test_a_prompt_and_rows_in_one_step_have_logits_of_their_own() -> None:
+    runner = counting(Card())
+    for row in range(2):
+        runner.step([Span(0, 0, np.array([row, 5]), ends_prompt=True)], [])
+        runner.place(0, 2)
+    rows = runner.step([Span(1, 0, np.array([4]), ends_prompt=True)], [9, 8])
+    expected_ids = [4, (5 * 2 + 9 * 3) % COUNTING, (1 + 5 * 2 + 8 * 3) % COUNTING]
+    assert rows.fetch([0, 1, 2]).argmax(axis=1).tolist() == expected_ids  # type: ignore[union-attr]
+
+
 def test_a_step_without_memory_leaves_the_rows_as_they_were() -> None:
     card = Card()
     runner = counting(card, rows_max=2)
