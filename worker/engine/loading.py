@@ -30,7 +30,6 @@ from worker.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-_DEVICE_BYTES = 4 * 2**30
 _PAGED_CHUNK_TOKENS: Final = 8_192
 
 
@@ -98,7 +97,8 @@ def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: E
 def _slots_on_cuda(model: ModelFolder, settings: EngineSettings) -> SlotRunner:
     memory = gpu.open_memory(needs_bf16=False)
     session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=False)
-    layout, count, stages = _slot_sizes(session, model.spec, settings, settings.kv_bytes_max or _DEVICE_BYTES)
+    granted = opening.granted_bytes(memory, model.spec, settings)
+    layout, count, stages = _slot_sizes(session, model.spec, settings, granted)
     try:
         slots = DeviceSlots(layout, count, memory)
         ports = _ports_on(memory, session, count, model.spec.vocabulary)

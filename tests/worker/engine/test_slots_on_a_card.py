@@ -29,11 +29,13 @@ from tests.worker.engine.paged.test_ahead import (
 from tests.worker.engine.test_forced import prompt_of
 from worker.engine import Completion, Engine, EngineFailed, EngineSettings, EngineStopped, Prompt, Sampling, lengths
 from worker.engine import session as sessions
+from worker.engine.device.cuda_memory import DeviceFacts
 from worker.engine.device.gpu import GpuUnusable
 from worker.engine.device.logits import DeviceLogits
 from worker.engine.device.sampler_graph import FLOAT
-from worker.engine.errors import OutOfMemory
+from worker.engine.errors import OutOfMemory, OutOfSlots
 from worker.engine.loading import open_runner
+from worker.engine.paged import opening
 from worker.engine.runner import Span
 from worker.engine.settings import Device
 from worker.engine.slot_ports import DevicePorts, HostPorts
@@ -323,6 +325,12 @@ class Place:
     name: str
 
 
+class FreeCard(Card):
+    """The driver tells how much is free."""
+
+    facts = DeviceFacts((7, 5), 2**28, 2**30)
+
+
 def open_on(card: Card, monkeypatch: pytest.MonkeyPatch, *on_host: str) -> None:
     """Let sessions be opened on a card; they read these inputs on the host."""
 
@@ -340,18 +348,19 @@ def open_on(card: Card, monkeypatch: pytest.MonkeyPatch, *on_host: str) -> None:
     monkeypatch.setattr("worker.engine.device.gpu.open_session", open_session)
 
 
-ON_CUDA = replace(TINY_KNOBS, device=Device.CUDA, kv_bytes_max=2**24)
+ON_CUDA = replace(TINY_KNOBS, device=Device.CUDA)
 
 
 def test_a_model_in_fp16_is_opened_on_the_card_with_all_that_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = Card()
+    card = FreeCard()
     open_on(card, monkeypatch, TOTAL)
     model = tiny_model.write(tmp_path / "tiny", precision=Precision.FP16)
     asked = [Prompt([number, 3, 5], Sampling(seed=number, **WAYS[number % 2]), 10) for number in range(10)]
     runner = open_runner(model, ON_CUDA)
     assert isinstance(runner, SlotRunner)
+    assert (runner.slots, runner.stages) == (TINY_KNOBS.slots_max, STAGES)
     assert written(runner, asked) == written(on_host(model), asked)
     assert card.ahead_max == 2
     assert card.is_closed
@@ -360,17 +369,30 @@ def test_a_model_in_fp16_is_opened_on_the_card_with_all_that_it_needs(
 def test_a_graph_that_wants_its_ids_on_the_host_has_its_logits_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_on(Card(), monkeypatch, TOTAL, "input_ids")
+    open_on(FreeCard(), monkeypatch, TOTAL, "input_ids")
     runner = open_runner(tiny_model.write(tmp_path / "tiny", precision=Precision.FP16), ON_CUDA)
     assert isinstance(runner, SlotRunner)
     assert isinstance(runner._ports, HostPorts)
+
+
+def test_slots_are_as_many_as_fit_into_what_a_card_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model.write(tmp_path / "tiny", precision=Precision.FP16)
+    taken = int(2**30 * 0.06) + opening.run_bytes(model.spec, ON_CUDA)
+    slot_bytes = 2 * 2 * 2 * 16 * TINY_KNOBS.context_tokens_max * 2
+    card = FreeCard()
+    card.facts = DeviceFacts((7, 5), taken + 7 * slot_bytes, 2**30)
+    open_on(card, monkeypatch, TOTAL)
+    assert open_runner(model, ON_CUDA).slots == 7 - STAGES
+    card.facts = DeviceFacts((7, 5), taken + slot_bytes - 1, 2**30)
+    with pytest.raises(OutOfSlots):
+        open_runner(model, ON_CUDA)
 
 
 @pytest.mark.parametrize("free_bytes", [0, 275_000])
 def test_a_card_without_room_for_slots_or_logits_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int
 ) -> None:
-    class Full(Card):
+    class Full(FreeCard):
         free_bytes = 0
 
         def allocate(self, size_bytes: int) -> int:

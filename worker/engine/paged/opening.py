@@ -47,11 +47,16 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
 
 
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
-    """What the settings grant, or else what is free on the card beside what a run takes."""
+    """What is granted, in pages."""
+    context_tokens = min(spec.context_length, settings.context_tokens_max)
+    return room_within(granted_bytes(memory, spec, settings), layout, context_tokens, settings.slots_max)
+
+
+def granted_bytes(memory: CudaMemory, spec: ModelSpec, settings: EngineSettings) -> int:
+    """What the settings grant to keys and values, or else what is free on the card beside what a run takes."""
     facts = memory.facts
     free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
-    context_tokens = min(spec.context_length, settings.context_tokens_max)
-    return room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
+    return settings.kv_bytes_max or free
 
 
 def room_within(bytes_max: int, layout: PageLayout, context_tokens: int, slots_max: int) -> Room:
