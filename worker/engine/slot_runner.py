@@ -16,7 +16,7 @@ from worker.engine.errors import OutOfBlocks
 from worker.engine.rows import DeviceRows
 from worker.engine.runner import Span
 from worker.engine.slot_ports import IDS, WANTED, SlotPorts
-from worker.engine.slots import Slots
+from worker.engine.slots import HOST, Slots
 from worker.engine.softmax import Logits
 
 _BINDINGS_MAX = 256
@@ -122,11 +122,14 @@ class SlotRunner:
         """One run of the graph, which gives the logits from row `first` on; ONNX Runtime lets go of the interpreter's
         lock meanwhile.
         """
+        wanted = rows.logits_indices
+        if not len(wanted) and self._slots.device != HOST:
+            wanted = np.zeros(1, np.int64)  # nobody reads it: CUDA starts no kernel over nothing
         inputs = {
             IDS: rows.input_ids,
             "seqlens_k": rows.lengths - np.int32(1),
             "total_sequence_length": np.array(rows.lengths.max(), np.int32),
-            WANTED: rows.logits_indices,
+            WANTED: wanted,
         }
         self._ports.run(self._session, self._binding(rows.first_slot, len(rows.lengths)), inputs, first)
 
