@@ -17,9 +17,11 @@ from worker.engine.device.rows import SourceRows
 from worker.engine.device.sampler import DeviceSampler
 from worker.engine.device.staging import Staging
 from worker.engine.rows import DeviceRows
+from worker.engine.slots import HOST
 from worker.engine.softmax import Logits
 
-Inputs = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Inputs = Mapping[str, Array]
 
 IDS: Final = "input_ids"
 WANTED: Final = "logits_indices"
@@ -56,8 +58,8 @@ class HostPorts:
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, inputs: Inputs, first: int) -> None:
         logits = self._logits[first : first + len(inputs[WANTED])]
         for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        binding.bind_output(_LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+            _bind_here(binding, name, array)
+        binding.bind_output(_LOGITS, HOST, 0, np.float32, logits.shape, logits.ctypes.data)
         sessions.run(session, binding)
 
     def rows(self, count: int) -> Logits:
@@ -86,8 +88,7 @@ class DevicePorts:
         for name, place in self._sent(inputs).items():
             binding.bind_input(name, *self._device, place.element, list(place.shape), place.address)
         for name in self._on_host & inputs.keys():
-            array = inputs[name]
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            _bind_here(binding, name, inputs[name])
         place = self._logits.rows_from(first, len(inputs[WANTED]))
         binding.bind_output(_LOGITS, *self._device, place.element, list(place.shape), place.address)
         sessions.run(session, binding, self._options)
@@ -115,3 +116,7 @@ class DevicePorts:
             ids = places[IDS]
             self._sampler.fill(Placed(ids.address, ids.element, (inputs[IDS].size,)))
         return places
+
+
+def _bind_here(binding: ort.IOBinding, name: str, array: Array) -> None:
+    binding.bind_input(name, HOST, 0, array.dtype.type, array.shape, array.ctypes.data)
