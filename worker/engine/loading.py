@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -97,8 +98,8 @@ def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: E
 def _slots_on_cuda(model: ModelFolder, settings: EngineSettings) -> SlotRunner:
     memory = gpu.open_memory(needs_bf16=False)
     session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=False)
-    granted = opening.granted_bytes(memory, model.spec, settings)
-    layout, count, stages = _slot_sizes(session, model.spec, settings, granted)
+    sizes = partial(_slot_sizes, session, model.spec, settings)
+    layout, count, stages = opening.sized(sizes, memory, settings, opening.run_bytes(model.spec, settings))
     try:
         slots = DeviceSlots(layout, count, memory)
         ports = _ports_on(memory, session, count, model.spec.vocabulary)

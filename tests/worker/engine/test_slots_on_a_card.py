@@ -385,8 +385,10 @@ def test_slots_are_as_many_as_fit_into_what_a_card_has_free(tmp_path: Path, monk
     open_on(card, monkeypatch, TOTAL)
     assert open_runner(model, ON_CUDA).slots == 7 - STAGES
     card.facts = DeviceFacts((7, 5), taken + slot_bytes - 1, 2**30)
-    with pytest.raises(OutOfSlots):
+    with pytest.raises(GpuUnusable, match=r"it has 24,575 bytes left.*texts of 96 tokens.*nvidia-smi"):
         open_runner(model, ON_CUDA)
+    with pytest.raises(OutOfSlots):
+        open_runner(model, replace(ON_CUDA, kv_bytes_max=1))
 
 
 @pytest.mark.parametrize("free_bytes", [0, 275_000])

@@ -1,5 +1,8 @@
 """Makes a paged runner of a model folder: how large the cache can be, and how many rows it is for."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import onnxruntime as ort
 
 from worker.engine.device import gpu
@@ -13,6 +16,8 @@ from worker.engine.paged.paged_runner import PagedRunner
 from worker.engine.settings import EngineSettings
 from worker.model.folder import ModelFolder
 from worker.model.spec import ModelSpec
+
+T = TypeVar("T")
 
 STAGES = 16
 """Prompts that one run computes, at most."""
@@ -47,16 +52,32 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
 
 
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
-    """What is granted, in pages."""
+    """What is made of the memory granted."""
     context_tokens = min(spec.context_length, settings.context_tokens_max)
-    return room_within(granted_bytes(memory, spec, settings), layout, context_tokens, settings.slots_max)
+    return sized(
+        lambda bytes_max: room_within(bytes_max, layout, context_tokens, settings.slots_max),
+        memory,
+        settings,
+        run_bytes(spec, settings),
+    )
 
 
-def granted_bytes(memory: CudaMemory, spec: ModelSpec, settings: EngineSettings) -> int:
-    """What the settings grant to keys and values, or else what is free on the card beside what a run takes."""
+def sized(make: Callable[[int], T], memory: CudaMemory, settings: EngineSettings, taken_bytes: int) -> T:
+    """A cache of the bytes that the settings grant, or else of what is free on the card beside what a run takes;
+    GpuUnusable if that does not hold one text.
+    """
+    if settings.kv_bytes_max:
+        return make(settings.kv_bytes_max)
     facts = memory.facts
-    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
-    return settings.kv_bytes_max or free
+    free = max(0, facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - taken_bytes)
+    try:
+        return make(free)
+    except OutOfSlots as error:
+        raise gpu.GpuUnusable(
+            f"beside the model it has {free:,} bytes left, and texts of {settings.context_tokens_max:,} tokens take "
+            f"{error.slot_bytes:,} at least; end what else runs on it (nvidia-smi shows it), choose a smaller model, "
+            "or shorten the context"
+        ) from error
 
 
 def room_within(bytes_max: int, layout: PageLayout, context_tokens: int, slots_max: int) -> Room:
