@@ -8,9 +8,11 @@ from worker.engine.errors import OutOfMemory
 
 _SIGNS_OF_NO_MEMORY = (
     *("failed to allocate", "is smaller than requested bytes", "bad_alloc", "bad allocation"),
-    *("out of memory", "alloc_failed", "allocation failed"),
+    *("out of memory", "alloc_failed", "allocation failed", "allocation_failed", "cublas_status_not_initialized"),
 )
-"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it."""
+"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it; cuBLAS says the last where it has
+no memory to begin with.
+"""
 
 
 def has_cuda() -> bool:
@@ -30,7 +32,7 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Is this what ONNX Runtime or CUDA says where memory is short?"""
     return any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 
