@@ -10,6 +10,7 @@ from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, RunLimits, element_bytes
 from worker.engine.paged.packing import bucket, width
 from worker.engine.paged.paged_runner import PagedRunner
+from worker.engine.session import is_out_of_memory
 from worker.engine.settings import EngineSettings
 from worker.model.folder import ModelFolder
 from worker.model.spec import ModelSpec
@@ -41,16 +42,21 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
     room = room_on(memory, layout, spec, settings)
     try:
         paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=captures)
+        return PagedRunner(paged, room, sampler_over(paged, memory))
     except OutOfMemory as error:
         raise gpu.GpuUnusable(gpu.cure_of(error)) from error
-    return PagedRunner(paged, room, sampler_over(paged, memory))
 
 
 def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
     """Draws where the logits of a session are."""
 
     def open_graph(graph: bytes) -> ort.InferenceSession:
-        return gpu.open_session(graph, memory, ort.SessionOptions(), captures=False)
+        try:
+            return gpu.open_session(graph, memory, ort.SessionOptions(), captures=False)
+        except gpu.GpuUnusable as error:
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                raise OutOfMemory(str(error)) from error  # the host can draw too
+            raise
 
     place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
     return DeviceSampler(memory, open_graph, *place)
@@ -59,8 +65,9 @@ def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
     """What the settings grant, or else what is free on the card beside what a run takes."""
     facts = memory.facts
-    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
     context_tokens = min(spec.context_length, settings.context_tokens_max)
+    taken = run_bytes(spec, settings) + (gathered_bytes(layout, context_tokens) if layout.element_bytes == 1 else 0)
+    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - taken
     return room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
 
 
@@ -90,6 +97,12 @@ def run_bytes(spec: ModelSpec, settings: EngineSettings) -> int:
     """
     sequences = max(bucket(settings.slots_max), STAGES)
     tokens = max(settings.chunk_tokens, sequences)
-    widest = 4 * spec.intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
+    intermediate = max(spec.intermediate, 4 * spec.hidden)  # which graphs that others made do not say
+    widest = 4 * intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
     drawing = _DRAWING_ROWS * min(sequences, ROWS_AT_ONCE)
     return 2 * tokens * widest + 4 * (3 * sequences + drawing) * spec.vocabulary
+
+
+def gathered_bytes(layout: PageLayout, context_tokens: int) -> int:
+    """What prompts take beside, where the cache is in 8 bits: the operator lays out all that they attend to in 16."""
+    return 2 * 2 * STAGES * context_tokens * layout.kv_heads * layout.head_size
