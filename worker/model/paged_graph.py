@@ -93,6 +93,13 @@ def is_paged(path: Path) -> bool:
     return any(value.name == "block_table" for value in graph.input)
 
 
+def attention_scale(head_size: int) -> float:
+    """What the operator takes by itself, but said: ONNX Runtime 1.31 computes it in two places, and where these differ
+    in the last bit, cuDNN's plan is not found again while a run is captured (microsoft/onnxruntime#32624).
+    """
+    return float(head_size**-0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class _PagedDecoder(Decoder):
     """All but attention and the shapes of linear layers is as on slots."""
@@ -114,6 +121,7 @@ class _PagedDecoder(Decoder):
             kv_num_heads=self.spec.kv_heads,
             do_rotary=int(layer.rotary is not None),
             qk_norm_epsilon=self.spec.norm_epsilon,
+            scale=attention_scale(self.spec.head_size),
             **self.attention_options(index),
             **self._cache_options(index),
         )

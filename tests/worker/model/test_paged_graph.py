@@ -16,6 +16,7 @@ from worker.engine.paged.cpu_session import CpuPagedSession
 from worker.model import Precision, paged_graph
 from worker.model.onnx_file import OnnxGraph
 from worker.model.paged_graph import CacheFormat, PagedCache
+from worker.model.ready_edits import get
 
 PAGE = 4
 
@@ -93,6 +94,8 @@ def test_every_node_is_one_that_a_captured_run_may_have(tmp_path: Path) -> None:
         *("PagedAttention", "QuickGelu", "Mul", "Cast"),
     }
     assert paged_graph.is_paged(tmp_path / "model.onnx")
+    scales = {get(node, "scale") for node in graph.node if node.op_type == "PagedAttention"}
+    assert scales == {loaded.spec.head_size**-0.5}, "two computations of it may differ in the last bit"
 
 
 def test_weights_in_memory_reach_a_session_without_a_file() -> None:
