@@ -63,12 +63,23 @@ def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
 
 
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
-    """What the settings grant, or else what is free on the card beside what a run takes."""
+    """What the settings grant, or else what is free on the card beside what a run takes; GpuUnusable if that is not
+    enough for one text.
+    """
     facts = memory.facts
     context_tokens = min(spec.context_length, settings.context_tokens_max)
     taken = run_bytes(spec, settings) + (gathered_bytes(layout, context_tokens) if layout.element_bytes == 1 else 0)
-    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - taken
-    return room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
+    if settings.kv_bytes_max:
+        return room_within(settings.kv_bytes_max, layout, context_tokens, settings.slots_max)
+    free = max(0, facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - taken)
+    try:
+        return room_within(free, layout, context_tokens, settings.slots_max)
+    except OutOfSlots as error:
+        raise gpu.GpuUnusable(
+            f"beside the model it has {free:,} bytes left, and keys and values of a text of {context_tokens:,} tokens take "
+            f"{error.slot_bytes:,}; end what else runs on it (nvidia-smi shows it), choose a smaller model, or shorten the "
+            "context"
+        ) from error
 
 
 def room_within(bytes_max: int, layout: PageLayout, context_tokens: int, slots_max: int) -> Room:

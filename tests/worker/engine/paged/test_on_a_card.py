@@ -200,6 +200,7 @@ class _Node:
         one = case.attributes
         options: dict[str, Any] = {"num_heads": one.heads, "kv_num_heads": one.kv_heads, "do_rotary": int(case.turns)}
         options |= {"softcap": one.softcap, "qk_norm_epsilon": one.norm_epsilon}
+        options |= {"scale": paged_graph.attention_scale(case.head_size)}
         options |= {"local_window_size": one.window} if one.window else {}
         kind_of_scale = "PER_CHANNEL" if case.by_channel else "PER_TENSOR"
         options |= {"k_quant_type": kind_of_scale, "v_quant_type": kind_of_scale} if scale else {}
@@ -312,7 +313,7 @@ def test_every_architecture_gives_the_logits_of_transformers(name: str, memory: 
         error = np.abs(np.array(found) - expected[begins - 1 :]).max() / np.abs(expected).max()
         assert error < 0.08, error
         runner.remove(0)
-        runner.step([Span(1, 0, np.resize(ids, 250), ends_prompt=True)], [])
+        runner.step([Span(1, 0, np.resize(ids, min(250, spec.context_length)), ends_prompt=True)], [])
 
 
 def test_slots_on_the_card_give_what_slots_on_the_cpu_give(tmp_path: Path) -> None:

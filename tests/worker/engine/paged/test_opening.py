@@ -8,6 +8,7 @@ from benchmarks.gpu.shapes import SHAPES
 from tests.worker.engine.paged.fake_cuda import FakeCuda
 from worker.engine.errors import OutOfSlots
 from worker.engine.paged.cuda_memory import CudaMemory
+from worker.engine.paged.gpu import GpuUnusable
 from worker.engine.paged.opening import STAGES, page_tokens, room_on, room_within, run_bytes, run_limits
 from worker.engine.paged.ort_session import PageLayout
 from worker.engine.paged.packing import bucket
@@ -51,6 +52,17 @@ def test_room_is_left_for_what_prompts_take_where_the_cache_is_in_8_bits(element
     kept = int(card.facts.total_bytes * 0.06)
     expected = (100 * GIB - kept - run_bytes(spec, settings) - gathered) // layout.page_bytes
     assert room.pages == expected
+
+
+def test_a_card_that_is_full_beside_the_model_is_told_with_what_to_do() -> None:
+    card = CudaMemory(0, FakeCuda(free_bytes=GIB))
+    settings = EngineSettings(slots_max=256, context_tokens_max=4096)
+    with pytest.raises(
+        GpuUnusable, match=r"it has 0 bytes left, .* of 4,096 tokens .*nvidia-smi.* shorten the context"
+    ):
+        room_on(card, LLAMA_8B, SHAPES["8b"], settings)
+    with pytest.raises(OutOfSlots, match="grant more memory"):
+        room_on(card, LLAMA_8B, SHAPES["8b"], replace(settings, kv_bytes_max=1))
 
 
 def test_a_run_has_room_for_every_bucket_of_rows_and_every_piece() -> None:
