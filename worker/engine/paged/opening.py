@@ -76,9 +76,9 @@ def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: E
         return room_within(free, layout, context_tokens, settings.slots_max)
     except OutOfSlots as error:
         raise gpu.GpuUnusable(
-            f"beside the model it has {free:,} bytes left, and keys and values of a text of {context_tokens:,} tokens take "
-            f"{error.slot_bytes:,}; end what else runs on it (nvidia-smi shows it), choose a smaller model, or shorten the "
-            "context"
+            f"beside the model it has {free:,} bytes left, and texts of {context_tokens:,} tokens take "
+            f"{error.slot_bytes:,} at least; end what else runs on it (nvidia-smi shows it), choose a smaller model, "
+            "or shorten the context"
         ) from error
 
 
