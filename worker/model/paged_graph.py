@@ -1,7 +1,7 @@
 """A model's weights become an ONNX graph for CUDA that takes tokens without padding and keeps its cache in pages.
 
 What the graph takes and gives (T new tokens of B sequences, W pages a sequence at most, R rows of logits). The names
-are those of onnxruntime-genai's paged models, so that one runner serves both:
+are those of onnxruntime-genai's paged models, those of sizes too, so that one runner serves both:
 
     input_ids                    int64 [T]        the sequences' new tokens, one after the other
     cumulative_sequence_lengths  int32 [B + 1]    sequence b has the tokens from [b] to [b + 1]
@@ -83,7 +83,7 @@ def build(file: OnnxGraph, spec: ModelSpec, weights: Weights, precision: Precisi
     """Put all nodes and weights into a graph, and save it."""
     _PagedDecoder(file, spec, precision, cache=cache).write(weights)
     caches = [_cache(prefix, spec, cache.element(precision)) for prefix in ("past_key_values", "present")]
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocabulary])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["num_logits", spec.vocabulary])
     file.save([*_inputs(), *caches[0]], [logits, *caches[1]])
 
 
@@ -187,18 +187,18 @@ def _kind(scale: Tensor) -> str:
 def _inputs() -> list[ValueInfoProto]:
     int32 = TensorProto.INT32
     return [
-        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["tokens"]),
-        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["sequences_and_1"]),
-        helper.make_tensor_value_info("past_sequence_lengths", int32, ["sequences"]),
-        helper.make_tensor_value_info("block_table", int32, ["sequences", "pages_each"]),
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["num_tokens"]),
+        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["batch_size + 1"]),
+        helper.make_tensor_value_info("past_sequence_lengths", int32, ["batch_size"]),
+        helper.make_tensor_value_info("block_table", int32, ["batch_size", "max_num_blocks"]),
         helper.make_tensor_value_info("attention_metadata", int32, [3]),
-        helper.make_tensor_value_info("logits_indices", int32, ["rows"]),
+        helper.make_tensor_value_info("logits_indices", int32, ["num_logits"]),
     ]
 
 
 def _cache(prefix: str, spec: ModelSpec, element: DTypeLike) -> list[ValueInfoProto]:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(element))
-    shape: list[str | int | None] = ["pages", "page_tokens", spec.kv_heads, spec.head_size]
+    shape: list[str | int | None] = ["num_blocks", "block_size", spec.kv_heads, spec.head_size]
     return [
         helper.make_tensor_value_info(f"{prefix}.{index}.{part}", kind, shape)
         for index in range(spec.layers)

@@ -84,6 +84,22 @@ def test_a_model_is_stored_with_the_cache_that_its_precision_names(
     assert {tensor.data_type for tensor in graph.initializer} >= {onnx.TensorProto.BFLOAT16}
 
 
+def test_inputs_and_outputs_are_those_of_the_builder_of_onnxruntime_genai(tmp_path: Path) -> None:
+    """By name, type and the names of sizes, of which its engine goes by some."""
+    loaded = tiny_model.checkpoint()
+    paged_graph.write(loaded.spec, loaded.weights, Precision.BF16, tmp_path)
+
+    def told(path: Path) -> dict[str, tuple[int, list[str | int]]]:
+        graph = onnx.load(path, load_external_data=False).graph
+        tensors = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
+        return {
+            name: (tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim])
+            for name, tensor in tensors.items()
+        }
+
+    assert told(tmp_path / "model.onnx") == told(Path(__file__).parent / "ready_graphs" / "llama-bf16-paged.onnx")
+
+
 def test_every_node_is_one_that_a_captured_run_may_have(tmp_path: Path) -> None:
     """None that computes a shape or branches: those would run on the host."""
     loaded = tiny_model.checkpoint()
