@@ -44,7 +44,11 @@ class Opened:
 
 def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFormat = CacheFormat.FULL) -> Opened:
     """GpuUnusable where there is no card to open it on."""
-    spec = shapes.SHAPES[name]
+    return open_spec(shapes.SHAPES[name], device, settings, cache)
+
+
+def open_spec(spec: ModelSpec, device: str, settings: EngineSettings, cache: CacheFormat) -> Opened:
+    """As `open_shape`, of sizes of one's own."""
     if device == "cpu":
         return _on_cpu(spec, settings, cache)
     memory = gpu.open_memory()

@@ -12,9 +12,11 @@ _HOST: Final = "Cpu"
 
 _SIGNS_OF_NO_MEMORY = (
     *("failed to allocate", "is smaller than requested bytes", "bad_alloc", "bad allocation"),
-    *("out of memory", "alloc_failed", "allocation failed"),
+    *("out of memory", "alloc_failed", "allocation failed", "allocation_failed", "cublas_status_not_initialized"),
 )
-"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it."""
+"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it; cuBLAS says the last where it has
+no memory to begin with.
+"""
 
 
 def has_cuda() -> bool:
@@ -42,7 +44,7 @@ def inputs_on_host(session: ort.InferenceSession) -> set[str]:
     return {argument.name for argument, place in places if place.name == _HOST}
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Is this what ONNX Runtime or CUDA says where memory is short?"""
     return any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 

@@ -1,7 +1,7 @@
 """A model's weights become an ONNX graph for CUDA that takes tokens without padding and keeps its cache in pages.
 
 What the graph takes and gives (T new tokens of B sequences, W pages a sequence at most, R rows of logits). The names
-are those of onnxruntime-genai's paged models, so that one runner serves both:
+are those of onnxruntime-genai's paged models, those of sizes too, so that one runner serves both:
 
     input_ids                    int64 [T]        the sequences' new tokens, one after the other
     cumulative_sequence_lengths  int32 [B + 1]    sequence b has the tokens from [b] to [b + 1]
@@ -81,7 +81,7 @@ def build(file: OnnxGraph, spec: ModelSpec, weights: Weights, precision: Precisi
     """Put all nodes and weights into a graph, and save it."""
     _PagedDecoder(file, spec, precision, cache=cache).write(weights)
     caches = [_cache(prefix, spec, cache.element(precision)) for prefix in ("past_key_values", "present")]
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocabulary])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["num_logits", spec.vocabulary])
     file.save([*_inputs(), *caches[0]], [logits, *caches[1]])
 
 
@@ -89,6 +89,13 @@ def is_paged(path: Path) -> bool:
     """Is the graph at `path` of this kind?"""
     graph = onnx.load(path, load_external_data=False).graph
     return any(value.name == "block_table" for value in graph.input)
+
+
+def attention_scale(head_size: int) -> float:
+    """What the operator takes by itself, but said: ONNX Runtime 1.31 computes it in two places, and where these differ
+    in the last bit, cuDNN's plan is not found again while a run is captured (microsoft/onnxruntime#32624).
+    """
+    return float(head_size**-0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class _PagedDecoder(CudaDecoder):
             kv_num_heads=self.spec.kv_heads,
             do_rotary=int(layer.rotary is not None),
             qk_norm_epsilon=self.spec.norm_epsilon,
+            scale=attention_scale(self.spec.head_size),
             **self.attention_options(index),
             **self._cache_options(index),
         )
@@ -166,18 +174,18 @@ def _kind(scale: Tensor) -> str:
 def _inputs() -> list[ValueInfoProto]:
     int32 = TensorProto.INT32
     return [
-        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["tokens"]),
-        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["sequences_and_1"]),
-        helper.make_tensor_value_info("past_sequence_lengths", int32, ["sequences"]),
-        helper.make_tensor_value_info("block_table", int32, ["sequences", "pages_each"]),
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["num_tokens"]),
+        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["batch_size + 1"]),
+        helper.make_tensor_value_info("past_sequence_lengths", int32, ["batch_size"]),
+        helper.make_tensor_value_info("block_table", int32, ["batch_size", "max_num_blocks"]),
         helper.make_tensor_value_info("attention_metadata", int32, [3]),
-        helper.make_tensor_value_info("logits_indices", int32, ["rows"]),
+        helper.make_tensor_value_info("logits_indices", int32, ["num_logits"]),
     ]
 
 
 def _cache(prefix: str, spec: ModelSpec, element: DTypeLike) -> list[ValueInfoProto]:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(element))
-    shape: list[str | int | None] = ["pages", "page_tokens", spec.kv_heads, spec.head_size]
+    shape: list[str | int | None] = ["num_blocks", "block_size", spec.kv_heads, spec.head_size]
     return [
         helper.make_tensor_value_info(f"{prefix}.{index}.{part}", kind, shape)
         for index in range(spec.layers)

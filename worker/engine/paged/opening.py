@@ -46,19 +46,17 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
     room = room_on(memory, layout, spec, settings)
     try:
         paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=captures)
+        return PagedRunner(paged, room, gpu.open_sampler(memory, paged.logits.place))
     except OutOfMemory as error:
         raise gpu.GpuUnusable(gpu.cure_of(error)) from error
-    return PagedRunner(paged, room, gpu.open_sampler(memory, paged.logits.place))
 
 
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
     """What is made of the memory granted."""
     context_tokens = min(spec.context_length, settings.context_tokens_max)
+    taken = run_bytes(spec, settings) + (gathered_bytes(layout, context_tokens) if layout.element_bytes == 1 else 0)
     return sized(
-        lambda bytes_max: room_within(bytes_max, layout, context_tokens, settings.slots_max),
-        memory,
-        settings,
-        run_bytes(spec, settings),
+        lambda bytes_max: room_within(bytes_max, layout, context_tokens, settings.slots_max), memory, settings, taken
     )
 
 
@@ -106,6 +104,12 @@ def run_bytes(spec: ModelSpec, settings: EngineSettings) -> int:
     """
     sequences = max(bucket(settings.slots_max), STAGES)
     tokens = max(settings.chunk_tokens, sequences)
-    widest = 4 * spec.intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
+    intermediate = max(spec.intermediate, 4 * spec.hidden)  # which graphs that others made do not say
+    widest = 4 * intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
     drawing = _DRAWING_ROWS * min(sequences, ROWS_AT_ONCE)
     return 2 * tokens * widest + 4 * (3 * sequences + drawing) * spec.vocabulary
+
+
+def gathered_bytes(layout: PageLayout, context_tokens: int) -> int:
+    """What prompts take beside, where the cache is in 8 bits: the operator lays out all that they attend to in 16."""
+    return 2 * 2 * STAGES * context_tokens * layout.kv_heads * layout.head_size

@@ -8,6 +8,7 @@ memory it has read once: `packing` makes that the same for all runs of a shape.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 import ml_dtypes
@@ -115,6 +116,7 @@ class OrtPagedSession:
         self.logits = DeviceLogits(memory, bucket(limits.sequences), self.vocabulary, element)
         self._binding = self._bound_to_cache()
         self._captured: dict[tuple[int, int], _Captured] = {}
+        self._graph_ids = count(1)
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         size = self._layout.plane_bytes
@@ -150,16 +152,17 @@ class OrtPagedSession:
         del self._binding, self._session
 
     def _replay(self, shape: tuple[int, int], inputs: dict[str, Array], fill: Fill | None) -> None:
-        captured = self._captured.get(shape)
-        if captured is None:
-            metadata = inputs[_METADATA].copy()
-            binding = self._bound_to_cache()
-            self._bind_inputs(binding, inputs, shape[0], metadata, fill)
-            captured = _Captured(binding, self._options(len(self._captured) + 1), metadata)
-            self._captured[shape] = captured
-        else:
+        if captured := self._captured.get(shape):
             self._upload(inputs, fill)
-        sessions.run(self._session, captured.binding, captured.options)
+            sessions.run(self._session, captured.binding, captured.options)
+            return
+        metadata = inputs[_METADATA].copy()
+        binding = self._bound_to_cache()
+        self._bind_inputs(binding, inputs, shape[0], metadata, fill)
+        captured = _Captured(binding, self._options(next(self._graph_ids)), metadata)
+        sessions.run(self._session, binding, captured.options)
+        # Not before: what a run has captured that found no memory is not the whole of it.
+        self._captured[shape] = captured
 
     def _bind_inputs(
         self, binding: ort.IOBinding, inputs: dict[str, Array], rows: int, metadata: Array, fill: Fill | None

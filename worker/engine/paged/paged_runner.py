@@ -85,7 +85,7 @@ class PagedRunner:
         table = self._occupancy.stage_table([span.stage for span in spans])
         wants = [span.ends_prompt for span in spans]
         pieces, starts = [span.token_ids for span in spans], [span.start for span in spans]
-        return self._run(packing.of_pieces(pieces, starts, wants, table))
+        return self._run(packing.of_pieces(pieces, starts, wants, table))[: sum(wants)]
 
     def _write(self, token_ids: Sequence[int], unread: Collection[int]) -> Ids:
         """A token in every row; the rows of logits of those that are read."""
