@@ -43,6 +43,9 @@ schemas: install ## 500 generated schemas, each answered by a real model
 gemma: install ## fetch Gemma 3 270M (238 MB) and compare its answers with those of transformers
 	@GEMMA=1 $(BIN)/python -m pytest --timeout=3600 tests/worker/model/test_gemma3.py $(ARGS)
 
+paged: install ## compare what the engine for GPUs writes, its kernels played on the CPU, with transformers
+	@PAGED=1 $(BIN)/python -m pytest --timeout=3600 tests/worker/engine/paged/test_smollm2.py $(ARGS)
+
 lint: install ## ruff, types and the import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -69,4 +72,4 @@ lock: ## resolve the pinned dependencies anew (needs uv)
 clean: ## remove what was built (your data in .gristmill stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo test chaos $(FAULTS) soak schemas gemma lint bench bench-gpu bench-system lock clean
+.PHONY: help install demo test chaos $(FAULTS) soak schemas gemma paged lint bench bench-gpu bench-system lock clean

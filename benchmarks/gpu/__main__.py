@@ -1,8 +1,9 @@
 """What the engine does on a GPU, part by part: `make bench-gpu`. It needs no network and no weights.
 
 Each part runs in a process of its own, within its share of the time: one that fails, hangs or finds no memory is told
-in the results, and the others go on. What a part found is in the JSON file as soon as it has ended; a second run with
-the same file does what is missing. `--device cpu --tiny` tries the benchmark itself in half a minute.
+in the results with what it had found until then, and the others go on. What a part found is in the JSON file as soon as
+it has ended; a second run with the same file does what is missing. `--device cpu --tiny` tries the benchmark itself in
+half a minute.
 """
 
 import argparse
@@ -31,7 +32,8 @@ def main() -> None:
     results: dict[str, Any] = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
     for title, part, shape in _planned(given):
         left = given.seconds - (monotonic() - began)
-        if "found" in results.get(title, {}) and not given.again:
+        before = results.get(title, {})
+        if "found" in before and "failure" not in before and not given.again:
             print(f"{title}: done before", flush=True)
             continue
         if left < (1 if given.tiny else _LEAST_SECONDS):

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 
 from benchmarks import roofline as cpu_roofline
 from benchmarks.gpu.given import Given
-from worker.engine.paged import gpu
-from worker.engine.paged.cuda_memory import CudaMemory
+from worker.engine.device import gpu
+from worker.engine.device.cuda_memory import CudaMemory
 
 _SIZE: Final = 8192
 _COPY_BYTES: Final = 4 * 2**30

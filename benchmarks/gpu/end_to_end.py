@@ -31,6 +31,7 @@ def measure(given: Given) -> dict[str, Any]:
             title = f"{name}, sampled" if temperature else name
             found[title] = _answered(given, opened, engine, prompts, temperature)
             print(f"  {title}: {found[title]['output_tokens_a_second']:,.0f} output tokens a second", flush=True)
+            given.tell(found)
     return found
 
 

@@ -37,6 +37,7 @@ def measure(given: Given) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001  each reference for itself: torch need not be here
             found[name] = {"failure": f"{type(error).__name__}: {error}"[:300]}
         print(f"  against {name}: {found[name]}", flush=True)
+        given.tell(found)
     return found
 
 

@@ -10,9 +10,10 @@ import onnxruntime as ort
 
 from benchmarks.gpu import shapes
 from worker.engine import EngineSettings
-from worker.engine.paged import gpu, opening
+from worker.engine.device import gpu
+from worker.engine.device.sampler import DeviceSampler
+from worker.engine.paged import opening
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, element_bytes
 from worker.engine.paged.paged_runner import PagedRunner
@@ -43,7 +44,11 @@ class Opened:
 
 def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFormat = CacheFormat.FULL) -> Opened:
     """GpuUnusable where there is no card to open it on."""
-    spec = shapes.SHAPES[name]
+    return open_spec(shapes.SHAPES[name], device, settings, cache)
+
+
+def open_spec(spec: ModelSpec, device: str, settings: EngineSettings, cache: CacheFormat) -> Opened:
+    """As `open_shape`, of sizes of one's own."""
     if device == "cpu":
         return _on_cpu(spec, settings, cache)
     memory = gpu.open_memory()
@@ -61,7 +66,7 @@ def open_shape(name: str, device: str, settings: EngineSettings, cache: CacheFor
     room = opening.room_on(memory, layout, spec, settings)
     limits = opening.run_limits(room, settings)
     paged = OrtPagedSession(session, memory, layout, room.pages, limits, captures=captures)
-    return Opened(spec, paged, room, element, opening.sampler_over(paged, memory))
+    return Opened(spec, paged, room, element, gpu.open_sampler(memory, paged.logits.place))
 
 
 def _on_cpu(spec: ModelSpec, settings: EngineSettings, cache: CacheFormat) -> Opened:

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any, Final
@@ -20,6 +21,12 @@ def _logits(given: Given) -> dict[str, Any]:
     from benchmarks.gpu import exactness
 
     return exactness.measure(given)
+
+
+def _kernels(given: Given) -> dict[str, Any]:
+    from benchmarks.gpu import kernels
+
+    return kernels.measure(given)
 
 
 def _decode(given: Given) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def _genai(given: Given) -> dict[str, Any]:
 PARTS: Final[Mapping[str, Callable[[Given], dict[str, Any]]]] = {
     "device": _device,
     "logits": _logits,
+    "kernels": _kernels,
     "decode": _decode,
     "prefill": _prefill,
     "engine": _engine,
@@ -87,20 +95,23 @@ PARTS: Final[Mapping[str, Callable[[Given], dict[str, Any]]]] = {
 
 
 def in_process(part: str, given: Given, seconds: float) -> dict[str, Any]:
-    """What a part found, or why it did not, whatever becomes of its process."""
+    """What a part found, and why not all of it, whatever becomes of its process."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(part, given, theirs))
     began = monotonic()
     process.start()
     theirs.close()
+    result: dict[str, Any] = {}
     try:
-        if not ours.poll(seconds):
-            return {"failure": f"not done within {seconds:.0f} s"}
-        result: dict[str, Any] = ours.recv()
-        return result | {"seconds": monotonic() - began}
+        while ours.poll(max(0.0, began + seconds - monotonic())):
+            is_last, told = ours.recv()
+            result |= told
+            if is_last:
+                return result | {"seconds": monotonic() - began}
+        return result | {"failure": f"not done within {seconds:.0f} s"}
     except EOFError:
         process.join(10)
-        return {"failure": f"its process ended with the status {process.exitcode}"}
+        return result | {"failure": f"its process ended with the status {process.exitcode}"}
     finally:
         process.kill()
         process.join()
@@ -110,7 +121,8 @@ def _run(part: str, given: Given, results: Connection) -> None:
     """In the part's own process."""
     with suppress(ImportError):
         import torch  # noqa: F401  brings the CUDA libraries where nothing else does
+    telling = replace(given, tell=lambda found: results.send((False, {"found": found})))
     try:
-        results.send({"found": PARTS[part](given)})
+        results.send((True, {"found": PARTS[part](telling)}))
     except Exception as error:  # noqa: BLE001  the edge of a process: the reason goes to whoever waits
-        results.send({"failure": f"{type(error).__name__}: {error}"[:1000]})
+        results.send((True, {"failure": f"{type(error).__name__}: {error}"[:1000]}))

@@ -33,7 +33,7 @@ def measure_decode(given: Given, cache: CacheFormat = CacheFormat.FULL) -> dict[
     rows, contexts = (_TINY_ROWS, _TINY_CONTEXTS) if given.is_tiny else (_ROWS, _CONTEXTS)
     opened = _opened(given, max(rows), max(contexts) + 8, cache)
     sizes = list(product(contexts, rows))
-    runs = ((roofline.decode(count, context), _rows(opened, count, context)) for context, count in sizes)
+    runs = ((roofline.decode(count, context), rows_of(opened, count, context)) for context, count in sizes)
     steps = _times(given, opened, runs)
     return {"steps": steps, "fit": fit(steps)} if steps else {"steps": []}
 
@@ -42,7 +42,7 @@ def measure_prefill(given: Given) -> dict[str, Any]:
     """Seconds of a run that computes whole prompts."""
     sizes = _TINY_PROMPTS if given.is_tiny else _PROMPTS
     opened = _opened(given, max(count for count, _ in sizes), max(tokens for _, tokens in sizes) + 8)
-    runs = ((roofline.prefill(count, tokens), _pieces(opened, count, tokens)) for count, tokens in sizes)
+    runs = ((roofline.prefill(count, tokens), pieces_of(opened, count, tokens)) for count, tokens in sizes)
     return {"steps": _times(given, opened, runs)}
 
 
@@ -61,7 +61,7 @@ def _opened(given: Given, rows: int, context: int, cache: CacheFormat = CacheFor
     return open_shape(given.shape, given.device, settings, cache)
 
 
-def _rows(opened: Opened, count: int, context: int) -> PackedRun | None:
+def rows_of(opened: Opened, count: int, context: int) -> PackedRun | None:
     """Rows with pages of their own; None where the card does not hold so many."""
     table = _table(opened, count, context)
     if table is None:
@@ -72,7 +72,8 @@ def _rows(opened: Opened, count: int, context: int) -> PackedRun | None:
     return packing.of_rows(range(1, count + 1), past, wide, opened.room.page_tokens)
 
 
-def _pieces(opened: Opened, count: int, tokens: int) -> PackedRun | None:
+def pieces_of(opened: Opened, count: int, tokens: int) -> PackedRun | None:
+    """Whole prompts; None where the card does not hold so many."""
     table = _table(opened, count, tokens)
     if table is None:
         return None
@@ -103,6 +104,7 @@ def _times(given: Given, opened: Opened, runs: Iterator[tuple[Work, PackedRun | 
         times = [_seconds(opened, run) for _ in range(2 if given.is_tiny else _RUNS)]
         found.append(_step(given, opened, work, statistics.median(times)) | {"first_seconds": first})
         print(f"  {_told(found[-1])}", flush=True)
+        given.tell({"steps": found})
     return found
 
 

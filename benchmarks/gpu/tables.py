@@ -7,13 +7,13 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def tables(results: Results) -> str:
-    """Markdown; a part that failed is one line with its reason."""
+    """Markdown; of a part that failed, a line with its reason comes before what it had found."""
     lines: list[str] = []
     for part, result in results.items():
         lines += [f"### {part}", ""]
         if "failure" in result:
             lines += [f"failed: {result['failure']}", ""]
-        else:
+        if "found" in result:
             lines += [*_of_part(part, result["found"], results), ""]
     return "\n".join(lines)
 

@@ -56,6 +56,18 @@ def test_a_part_whose_process_dies_or_hangs_is_told(part: str, words: str, monke
     assert any(word in result["failure"] for word in words.split("|"))
 
 
+def test_what_a_part_had_found_is_kept_whatever_becomes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_run", _half_then_crash)
+    result = parts.in_process("decode", GIVEN, 60)
+    assert result["found"] == {"steps": [1]}
+    assert "ended with the status" in result["failure"]
+
+
+def _half_then_crash(part: str, given: Given, results: Any) -> None:
+    results.send((False, {"found": {"steps": [1]}}))
+    _crash()
+
+
 def _crash(*_: Any) -> None:
     import os
     import signal
@@ -136,3 +148,5 @@ def test_a_failure_is_a_line_in_the_table() -> None:
     text = tables({"decode 8b": {"failure": "GpuUnusable: no card"}, "device": {"found": {"bytes": 1}}})
     assert "### decode 8b\n\nfailed: GpuUnusable: no card" in text
     assert "- bytes: 1" in text
+    text = tables({"device": {"found": {"bytes": 1}, "failure": "not done within 3 s"}})
+    assert "failed: not done within 3 s\n\n- bytes: 1" in text

@@ -25,6 +25,7 @@ from jobs.api.app import create_app
 from jobs.api.connections import Connection
 from jobs.hints import Hints
 from jobs.settings import Settings
+from tests.faults import card
 from worker import engine, process
 from worker.engine import Completion, EngineSettings, Progress, Prompt
 from worker.model import ModelFolder
@@ -75,7 +76,9 @@ def load(folder: ModelFolder, _settings: EngineSettings | None = None) -> Script
 
 
 def serve(kind: str, environment: Mapping[str, str], log: Path) -> None:
-    """Be an `io` or a `model` worker, or the `api`, until killed; any other kind is a real model, with its engine."""
+    """Be an `io` or a `model` worker, or the `api`, until killed; a `card` is a model on a card that fails. Any other
+    kind is a real model, with its engine.
+    """
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -87,9 +90,9 @@ def serve(kind: str, environment: Mapping[str, str], log: Path) -> None:
     if kind == "api":
         serve_api(settings, environment[SOCKET])
     else:
-        if kind == "model":
-            engine.load = load  # type: ignore[assignment]
-        process.serve(settings, model=MODEL if kind == "model" else kind, is_io=kind == "io")
+        if played := {"model": load, "card": card.load}.get(kind):
+            engine.load = played  # type: ignore[assignment]
+        process.serve(settings, model=MODEL if played else kind, is_io=kind == "io")
 
 
 def leaping(seconds: float) -> Callable[[], float]:

@@ -1,8 +1,8 @@
 """Makes an engine of a model folder: opens its graph, takes the memory, picks the device."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,22 +10,27 @@ import onnxruntime as ort
 
 from worker.engine.block_runner import BlockRunner, BlockSizes
 from worker.engine.blocks import BlockLayout
+from worker.engine.device import gpu
+from worker.engine.device.cuda_memory import CudaMemory
+from worker.engine.device.logits import DeviceLogits
+from worker.engine.device.sampler_graph import FLOAT
 from worker.engine.engine import Engine
 from worker.engine.errors import EngineError, OutOfMemory, OutOfSlots
-from worker.engine.paged import gpu, opening
+from worker.engine.paged import opening
 from worker.engine.runner import Runner
-from worker.engine.session import has_cuda, open_session
+from worker.engine.session import has_cuda, inputs_on_host, open_session
 from worker.engine.settings import Device, EngineSettings
+from worker.engine.slot_ports import IDS, DevicePorts, HostPorts, SlotPorts
 from worker.engine.slot_runner import SlotRunner, cache_element
-from worker.engine.slots import DeviceSlots, HostSlots, Layout, Slots
+from worker.engine.slots import DeviceSlots, HostSlots, Layout
 from worker.model.block_ports import BLOCK, STAGES
 from worker.model.folder import ModelFolder
 from worker.model.paged_graph import is_paged
 from worker.model.precision import Precision
+from worker.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-_DEVICE_BYTES = 4 * 2**30
 _PAGED_CHUNK_TOKENS: Final = 8_192
 
 
@@ -43,17 +48,21 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> Runner:
 
     GpuUnusable if it needs a GPU, or one was chosen, and there is none that can be used.
     """
-    is_eighths = model.manifest.precision is Precision.INT8
+    precision = model.manifest.precision
     if is_paged(model.graph_path):
         if settings.device is Device.CPU:
             raise EngineError(f"{model.name} is stored for GPUs; add it again with --precision int8 to use the CPU")
         return opening.open_runner(model, settings)
-    if settings.device is Device.CUDA and is_eighths:
-        raise EngineError(f"{model.name} is stored in int8, which is for CPUs; add it again with --precision bf16")
-    if not is_eighths and _is_cuda_chosen(settings.device, model.name):
+    if precision is Precision.FP16 and _is_cuda_chosen(settings.device, model.name):
         return _slots_on_cuda(model, settings)
+    if precision is not Precision.FP16 and settings.device is Device.CUDA:
+        raise EngineError(
+            f"{model.name} is stored in {precision}, which is for CPUs; add it again with --precision bf16"
+        )
     session = open_session(model.graph_path, threads=settings.threads)
-    return _block_runner(session, model, settings) if is_eighths else _slots_on_host(session, model, settings)
+    if precision is Precision.INT8:
+        return _block_runner(session, model, settings)
+    return _slots_on_host(session, model, settings)
 
 
 def _is_cuda_chosen(device: Device, name: str) -> bool:
@@ -89,28 +98,35 @@ def _block_runner(session: ort.InferenceSession, model: ModelFolder, settings: E
 def _slots_on_cuda(model: ModelFolder, settings: EngineSettings) -> SlotRunner:
     memory = gpu.open_memory(needs_bf16=False)
     session = gpu.open_session(model.graph_path, memory, ort.SessionOptions(), captures=False)
+    sizes = partial(_slot_sizes, session, model.spec, settings)
+    layout, count, stages = opening.sized(sizes, memory, settings, opening.run_bytes(model.spec, settings))
+    try:
+        slots = DeviceSlots(layout, count, memory)
+        ports = _ports_on(memory, session, count, model.spec.vocabulary)
+    except OutOfMemory as error:
+        raise gpu.GpuUnusable(gpu.cure_of(error)) from error
+    return SlotRunner(session, slots, ports, stages, model.spec.vocabulary)
 
-    def take(layout: Layout, count: int) -> Slots:
-        try:
-            return DeviceSlots(layout, count, memory)
-        except OutOfMemory as error:
-            raise gpu.GpuUnusable(gpu.cure_of(error)) from error
 
-    return _slot_runner(session, model, settings, settings.kv_bytes_max or _DEVICE_BYTES, take)
+def _ports_on(memory: CudaMemory, session: ort.InferenceSession, rows_max: int, vocabulary: int) -> SlotPorts:
+    """On the card, but for graphs of others whose ids are wanted on the host: those cannot be drawn elsewhere."""
+    on_host = inputs_on_host(session)
+    if IDS in on_host:
+        return HostPorts(rows_max, vocabulary)
+    logits = DeviceLogits(memory, rows_max, vocabulary, FLOAT)
+    return DevicePorts(memory, logits, gpu.open_sampler(memory, logits.place), on_host)
 
 
 def _slots_on_host(session: ort.InferenceSession, model: ModelFolder, settings: EngineSettings) -> SlotRunner:
-    return _slot_runner(session, model, settings, settings.kv_bytes_max or _free_bytes() // 2, HostSlots)
+    granted, vocabulary = settings.kv_bytes_max or _free_bytes() // 2, model.spec.vocabulary
+    layout, count, stages = _slot_sizes(session, model.spec, settings, granted)
+    return SlotRunner(session, HostSlots(layout, count), HostPorts(count, vocabulary), stages, vocabulary)
 
 
-def _slot_runner(
-    session: ort.InferenceSession,
-    model: ModelFolder,
-    settings: EngineSettings,
-    granted: int,
-    take: Callable[[Layout, int], Slots],
-) -> SlotRunner:
-    spec = model.spec
+def _slot_sizes(
+    session: ort.InferenceSession, spec: ModelSpec, settings: EngineSettings, granted: int
+) -> tuple[Layout, int, int]:
+    """The cache, how many slots it has, and how many of them are stages. OutOfSlots if there are not two."""
     layout = Layout(
         layers=spec.layers,
         kv_heads=spec.kv_heads,
@@ -122,7 +138,7 @@ def _slot_runner(
     stages = min(settings.stages, count - 1)
     if not stages:
         raise OutOfSlots(2 * layout.slot_bytes, granted)
-    return SlotRunner(session, take(layout, count), stages, spec.vocabulary)
+    return layout, count, stages
 
 
 def _free_bytes() -> int:

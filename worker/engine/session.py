@@ -1,16 +1,22 @@
 """Opens ONNX Runtime sessions on the CPU, and tells a run that had too little memory from one that failed."""
 
 from pathlib import Path
+from typing import Final
 
 import onnxruntime as ort
 
 from worker.engine.errors import OutOfMemory
 
+_HOST: Final = "Cpu"
+"""What ONNX Runtime calls its memory there."""
+
 _SIGNS_OF_NO_MEMORY = (
     *("failed to allocate", "is smaller than requested bytes", "bad_alloc", "bad allocation"),
-    *("out of memory", "alloc_failed", "allocation failed"),
+    *("out of memory", "alloc_failed", "allocation failed", "allocation_failed", "cublas_status_not_initialized"),
 )
-"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it."""
+"""As ONNX Runtime's arenas, the C++ library, and CUDA with its own libraries say it; cuBLAS says the last where it has
+no memory to begin with.
+"""
 
 
 def has_cuda() -> bool:
@@ -30,7 +36,15 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def inputs_on_host(session: ort.InferenceSession) -> set[str]:
+    """The inputs that a graph reads from host memory. Bound elsewhere they are copied, on CUDA in a stream of its own,
+    in which what was begun before may not have happened yet.
+    """
+    places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    return {argument.name for argument, place in places if place.name == _HOST}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Is this what ONNX Runtime or CUDA says where memory is short?"""
     return any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 

@@ -25,8 +25,8 @@ class EngineSettings:
     context_tokens_max: int = 2048
     """The longest prompt and answer together, or the model's context if that is less; longer prompts are refused."""
     kv_bytes_max: int = 0
-    """Memory for keys and values; 0 takes half of what is free on a CPU, all that is free for pages on a GPU, and
-    4 GiB for slots there. On a CPU it is taken as it is touched.
+    """Memory for keys and values; 0 takes half of what is free on a CPU, where it is taken as it is touched, and all
+    that is free on a GPU.
     """
     slots_max: int = 64
     """The most sequences written at once."""

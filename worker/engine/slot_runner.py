@@ -1,4 +1,4 @@
-"""Runs an ONNX graph of GroupQueryAttention on slots, on the CPU or on CUDA: the same code, other memory.
+"""Runs an ONNX graph of GroupQueryAttention on slots, on the CPU or on CUDA: the same code, other memory and ports.
 
 The operator sets the rules. Rows of one token each may have any pasts. A piece of more tokens with a past goes
 alone. Past and present must be the same memory, or the whole cache is copied in every run. The rows lie in
@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from worker.engine import session as sessions
 from worker.engine.errors import OutOfBlocks
+from worker.engine.rows import DeviceRows
 from worker.engine.runner import Span
-from worker.engine.slots import Slots
+from worker.engine.slot_ports import IDS, WANTED, SlotPorts
+from worker.engine.slots import HOST, Slots
 from worker.engine.softmax import Logits
 
 _BINDINGS_MAX = 256
@@ -40,35 +41,39 @@ class SlotRunner:
     is_exact = False
     spans_max = 1
 
-    def __init__(self, session: ort.InferenceSession, slots: Slots, stages: int, vocabulary: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, slots: Slots, ports: SlotPorts, stages: int, vocabulary: int
+    ) -> None:
         self.vocabulary = vocabulary
         self.stages = stages
         self.slots = slots.count - stages
         self.context_tokens = self.page_tokens = slots.layout.length
         self._session = session
         self._slots = slots
+        self._ports = ports
         self._lengths: list[int] = []
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._logits = np.empty((slots.count, vocabulary), np.float32)
 
     @property
     def free_tokens(self) -> int:
         return (self.slots - len(self._lengths)) * self.page_tokens
 
-    def step(self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()) -> Logits:
+    def step(
+        self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()
+    ) -> Logits | DeviceRows:
         wanted = 0
         for span in spans:
-            before, wanted = wanted, wanted + int(span.ends_prompt)
-            self._run(self._prompt(span), self._logits[before:wanted])
+            self._run(self._prompt(span), wanted)
+            wanted += int(span.ends_prompt)
         if token_ids:
             count = len(token_ids)
             lengths = np.array(self._lengths, np.int32) + np.int32(1)
             ids = np.array(token_ids, np.int64).reshape(count, 1)
             read = np.array([row for row in range(count) if row not in unread], np.int64)
-            self._run(_Inputs(0, ids, lengths, read), self._logits[wanted : wanted + len(read)])
+            self._run(_Inputs(0, ids, lengths, read), wanted)
             self._lengths = lengths.tolist()
             wanted += len(read)
-        return self._logits[:wanted]
+        return self._ports.rows(wanted)
 
     def feeds(self, tokens: int, length: int) -> bool:  # noqa: ARG002  nothing that the row holds is moved
         """They take a run of their own, which costs what a step of so many rows costs."""
@@ -78,11 +83,11 @@ class SlotRunner:
         length = self._lengths[row] + len(token_ids)
         ids = np.array(token_ids, np.int64).reshape(1, -1)
         nobody = np.zeros(0, np.int64)
-        self._run(_Inputs(row, ids, np.array([length], np.int32), nobody), self._logits[:0])
+        self._run(_Inputs(row, ids, np.array([length], np.int32), nobody), 0)
         self._lengths[row] = length
 
     def rewind(self, row: int) -> None:
-        raise NotImplementedError
+        self._lengths[row] -= 1
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._slots.copy(self.slots + source, self.slots + target, length)
@@ -102,9 +107,10 @@ class SlotRunner:
             self._lengths[row] = length
 
     def close(self) -> None:
-        self._bindings.clear()
-        del self._session
         self._slots.close()
+        self._bindings.clear()
+        self._ports.close()
+        del self._session
 
     def _prompt(self, span: Span) -> _Inputs:
         count = len(span.token_ids)
@@ -112,19 +118,20 @@ class SlotRunner:
         length = np.array([span.start + count], np.int32)
         return _Inputs(self.slots + span.stage, span.token_ids.reshape(1, count), length, ends)
 
-    def _run(self, rows: _Inputs, logits: Logits) -> None:
-        """One run of the graph; ONNX Runtime lets go of the interpreter's lock meanwhile."""
-        binding = self._binding(rows.first_slot, len(rows.lengths))
+    def _run(self, rows: _Inputs, first: int) -> None:
+        """One run of the graph, which gives the logits from row `first` on; ONNX Runtime lets go of the interpreter's
+        lock meanwhile.
+        """
+        wanted = rows.logits_indices
+        if not len(wanted) and self._slots.device != HOST:
+            wanted = np.zeros(1, np.int64)  # nobody reads it: CUDA starts no kernel over nothing
         inputs = {
-            "input_ids": rows.input_ids,
+            IDS: rows.input_ids,
             "seqlens_k": rows.lengths - np.int32(1),
             "total_sequence_length": np.array(rows.lengths.max(), np.int32),
-            "logits_indices": rows.logits_indices,
+            WANTED: wanted,
         }
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        sessions.run(self._session, binding)
+        self._ports.run(self._session, self._binding(rows.first_slot, len(rows.lengths)), inputs, first)
 
     def _binding(self, first_slot: int, count: int) -> ort.IOBinding:
         """Past and present bound to `count` slots from the first; made once, as it takes most of a ms."""

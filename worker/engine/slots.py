@@ -5,13 +5,16 @@ neighbouring slots are a view that starts at the first.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from worker.engine import memory
+from worker.engine.device.memory import DeviceMemory
 from worker.engine.errors import OutOfSlots
-from worker.engine.paged.memory import DeviceMemory
+
+HOST: Final = "cpu"
+"""As ONNX Runtime calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Slots(Protocol):
 class HostSlots:
     """The cache in this process's memory, which the system hands out page by page as slots are first used."""
 
-    device = "cpu"
+    device = HOST
 
     def __init__(self, layout: Layout, count: int) -> None:
         self.layout = layout

@@ -32,8 +32,9 @@ from worker.model.weights import LayerWeights, Linear, StoredTensor, Tensor, Wei
 
 def write(spec: ModelSpec, weights: Weights, precision: Precision, folder: Path) -> None:
     """Write model.onnx and model.onnx.data into the folder, one linear layer in memory at a time."""
+    kind = Decoder if precision is Precision.FP32 else CudaDecoder
     with OnnxFile(folder) as file:
-        Decoder(file, spec, precision).write(weights)
+        kind(file, spec, precision).write(weights)
         file.save(_inputs(spec, precision), _outputs(spec, precision))
 
 
@@ -183,11 +184,14 @@ class Decoder:
 
     def linear(self, place: str, value: str, layer: Linear) -> str:
         """The one place that decides how a linear layer is computed."""
-        weight = self.weight(f"{place}.weight", layer.read().T)
         if layer.bias is None:
-            return self.file.node("MatMul", [value, weight], place)
-        product = self.file.node("MatMul", [value, weight], f"{place}.product")
+            return self.product(place, value, layer, place)
+        product = self.product(place, value, layer, f"{place}.product")
         return self.file.node("Add", [product, self.weight(f"{place}.bias", layer.bias)], place)
+
+    def product(self, place: str, value: str, layer: Linear, output: str) -> str:
+        """A linear layer but for its bias."""
+        return self.file.node("MatMul", [value, self.weight(f"{place}.weight", layer.read().T)], output)
 
     def _logits(self, hidden: str, lm_head: str) -> None:
         if not self.spec.logits_softcap:
@@ -231,6 +235,29 @@ class Decoder:
         if place is not None and place.element == dtype:
             return self.file.placed(name, place, rows)
         return self.file.stretches(name, table.shape, dtype, rows())
+
+
+@dataclass(frozen=True, slots=True)
+class CudaDecoder(Decoder):
+    """For CUDA: linear layers are [outputs, inputs], as checkpoints have them, and stay where they lie if their type is
+    this one. Gate and up are two products, for to take them apart again would cost more than it saves.
+    """
+
+    def feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
+        activated = self.activation(place, self.linear(f"{place}.gate", hidden, layer.gate))
+        gated = self.file.node("Mul", [activated, self.linear(f"{place}.up", hidden, layer.up)], f"{place}.gated")
+        return self.linear(f"{place}.down", gated, layer.down)
+
+    def product(self, place: str, value: str, layer: Linear, output: str) -> str:
+        weight = self.as_it_lies(f"{place}.weight", layer)
+        return self.file.node("FusedMatMul", [value, weight], output, MICROSOFT, transB=1)
+
+    def as_it_lies(self, name: str, layer: Linear) -> str:
+        """The weight of a linear layer, [outputs, inputs]."""
+        dtype = np.dtype(self.precision.dtype)
+        if layer.place is None or layer.place.element != dtype:
+            return self.weight(name, layer.read())
+        return self.file.placed(name, layer.place, lambda: [layer.read().astype(dtype)])
 
 
 def _inputs(spec: ModelSpec, precision: Precision) -> list[ValueInfoProto]:

@@ -1,7 +1,7 @@
 """A model's weights become an ONNX graph for CUDA that takes tokens without padding and keeps its cache in pages.
 
 What the graph takes and gives (T new tokens of B sequences, W pages a sequence at most, R rows of logits). The names
-are those of onnxruntime-genai's paged models, so that one runner serves both:
+are those of onnxruntime-genai's paged models, those of sizes too, so that one runner serves both:
 
     input_ids                    int64 [T]        the sequences' new tokens, one after the other
     cumulative_sequence_lengths  int32 [B + 1]    sequence b has the tokens from [b] to [b + 1]
@@ -14,9 +14,7 @@ are those of onnxruntime-genai's paged models, so that one runner serves both:
     logits                       float32 [R, vocabulary]
     present.{i}.key              as past_key_values.{i}.key, and .value: must be the same memory
 
-Every node runs on the device and no shape is computed, so that a run can be captured as a CUDA graph. Linear layers
-are [outputs, inputs], as checkpoints have them. Queries, keys and values are one product; gate and up are two, for to
-take them apart again would cost more than it saves.
+Every node runs on the device and no shape is computed, so that a run can be captured as a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -32,7 +30,7 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto, ValueInfoProto, helper
 
 from worker.model.cache_scales import CacheScales
-from worker.model.graph import Decoder
+from worker.model.graph import CudaDecoder
 from worker.model.onnx_file import MICROSOFT, OnnxFile, OnnxGraph
 from worker.model.precision import Precision
 from worker.model.spec import ModelSpec
@@ -83,7 +81,7 @@ def build(file: OnnxGraph, spec: ModelSpec, weights: Weights, precision: Precisi
     """Put all nodes and weights into a graph, and save it."""
     _PagedDecoder(file, spec, precision, cache=cache).write(weights)
     caches = [_cache(prefix, spec, cache.element(precision)) for prefix in ("past_key_values", "present")]
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", spec.vocabulary])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["num_logits", spec.vocabulary])
     file.save([*_inputs(), *caches[0]], [logits, *caches[1]])
 
 
@@ -93,9 +91,16 @@ def is_paged(path: Path) -> bool:
     return any(value.name == "block_table" for value in graph.input)
 
 
+def attention_scale(head_size: int) -> float:
+    """What the operator takes by itself, but said: ONNX Runtime 1.31 computes it in two places, and where these differ
+    in the last bit, cuDNN's plan is not found again while a run is captured (microsoft/onnxruntime#32624).
+    """
+    return float(head_size**-0.5)
+
+
 @dataclass(frozen=True, slots=True)
-class _PagedDecoder(Decoder):
-    """All but attention and the shapes of linear layers is as on slots."""
+class _PagedDecoder(CudaDecoder):
+    """All but attention, and that tokens lie in one row, is as on slots."""
 
     cache: PagedCache = PagedCache()
 
@@ -114,27 +119,17 @@ class _PagedDecoder(Decoder):
             kv_num_heads=self.spec.kv_heads,
             do_rotary=int(layer.rotary is not None),
             qk_norm_epsilon=self.spec.norm_epsilon,
+            scale=attention_scale(self.spec.head_size),
             **self.attention_options(index),
             **self._cache_options(index),
         )
         return self.linear(f"{place}.output", f"{place}.mixed", layer.output)
 
-    def feed_forward(self, place: str, hidden: str, layer: LayerWeights) -> str:
-        activated = self.activation(place, self.linear(f"{place}.gate", hidden, layer.gate))
-        gated = self.file.node("Mul", [activated, self.linear(f"{place}.up", hidden, layer.up)], f"{place}.gated")
-        return self.linear(f"{place}.down", gated, layer.down)
-
     def linear(self, place: str, value: str, layer: Linear) -> str:
-        inputs = [value, self._as_it_lies(f"{place}.weight", layer)]
+        inputs = [value, self.as_it_lies(f"{place}.weight", layer)]
         if layer.bias is not None:
             inputs.append(self.weight(f"{place}.bias", layer.bias))
         return self.file.node("Gemm", inputs, place, transB=1)
-
-    def _as_it_lies(self, name: str, layer: Linear) -> str:
-        dtype = np.dtype(self.precision.dtype)
-        if layer.place is None or layer.place.element != dtype:
-            return self.weight(name, layer.read())
-        return self.file.placed(name, layer.place, lambda: [layer.read().astype(dtype)])
 
     def rows(self, place: str, value: str) -> str:
         return self.file.node("Gather", [value, "logits_indices"], place, axis=0)
@@ -179,18 +174,18 @@ def _kind(scale: Tensor) -> str:
 def _inputs() -> list[ValueInfoProto]:
     int32 = TensorProto.INT32
     return [
-        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["tokens"]),
-        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["sequences_and_1"]),
-        helper.make_tensor_value_info("past_sequence_lengths", int32, ["sequences"]),
-        helper.make_tensor_value_info("block_table", int32, ["sequences", "pages_each"]),
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["num_tokens"]),
+        helper.make_tensor_value_info("cumulative_sequence_lengths", int32, ["batch_size + 1"]),
+        helper.make_tensor_value_info("past_sequence_lengths", int32, ["batch_size"]),
+        helper.make_tensor_value_info("block_table", int32, ["batch_size", "max_num_blocks"]),
         helper.make_tensor_value_info("attention_metadata", int32, [3]),
-        helper.make_tensor_value_info("logits_indices", int32, ["rows"]),
+        helper.make_tensor_value_info("logits_indices", int32, ["num_logits"]),
     ]
 
 
 def _cache(prefix: str, spec: ModelSpec, element: DTypeLike) -> list[ValueInfoProto]:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(element))
-    shape: list[str | int | None] = ["pages", "page_tokens", spec.kv_heads, spec.head_size]
+    shape: list[str | int | None] = ["num_blocks", "block_size", spec.kv_heads, spec.head_size]
     return [
         helper.make_tensor_value_info(f"{prefix}.{index}.{part}", kind, shape)
         for index in range(spec.layers)

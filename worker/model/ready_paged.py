@@ -9,7 +9,7 @@ from typing import Final
 
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from worker.model import ready_edits
+from worker.model import paged_graph, ready_edits
 from worker.model.precision import Precision
 from worker.model.ready_edits import PAST, Ports, Unfit
 
@@ -30,6 +30,9 @@ def adapt(graph: GraphProto, attention: Sequence[NodeProto], ports: Ports, kv_he
     element = _refuse(graph, attention, ports)
     vocabulary = _vocabulary(graph, ports)
     _name_inputs(graph, attention)
+    for node in attention:
+        if not ready_edits.get(node, "scale"):
+            ready_edits.put(node, "scale", paged_graph.attention_scale(head_size))
     if any(value.name == ports.logits_indices for value in graph.input):
         ready_edits.rename(graph, {ports.logits_indices: "logits_indices"})
         ready_edits.widen_logits(graph, ports.logits)

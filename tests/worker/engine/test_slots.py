@@ -3,10 +3,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.worker.engine.paged.fake_cuda import FakeCuda
+from tests.worker.engine.device.fake_cuda import FakeCuda
 from worker.engine import OutOfSlots
+from worker.engine.device.cuda_memory import CudaMemory
 from worker.engine.errors import OutOfMemory
-from worker.engine.paged.cuda_memory import CudaMemory
 from worker.engine.slots import DeviceSlots, HostSlots, Layout, Slots
 
 LAYOUT = Layout(layers=3, kv_heads=2, head_size=4, length=10, element=np.dtype(np.float32))

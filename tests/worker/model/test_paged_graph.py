@@ -16,6 +16,7 @@ from worker.engine.paged.cpu_session import CpuPagedSession
 from worker.model import Precision, paged_graph
 from worker.model.onnx_file import OnnxGraph
 from worker.model.paged_graph import CacheFormat, PagedCache
+from worker.model.ready_edits import get
 
 PAGE = 4
 
@@ -83,6 +84,22 @@ def test_a_model_is_stored_with_the_cache_that_its_precision_names(
     assert {tensor.data_type for tensor in graph.initializer} >= {onnx.TensorProto.BFLOAT16}
 
 
+def test_inputs_and_outputs_are_those_of_the_builder_of_onnxruntime_genai(tmp_path: Path) -> None:
+    """By name, type and the names of sizes, of which its engine goes by some."""
+    loaded = tiny_model.checkpoint()
+    paged_graph.write(loaded.spec, loaded.weights, Precision.BF16, tmp_path)
+
+    def told(path: Path) -> dict[str, tuple[int, list[str | int]]]:
+        graph = onnx.load(path, load_external_data=False).graph
+        tensors = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
+        return {
+            name: (tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim])
+            for name, tensor in tensors.items()
+        }
+
+    assert told(tmp_path / "model.onnx") == told(Path(__file__).parent / "ready_graphs" / "llama-bf16-paged.onnx")
+
+
 def test_every_node_is_one_that_a_captured_run_may_have(tmp_path: Path) -> None:
     """None that computes a shape or branches: those would run on the host."""
     loaded = tiny_model.checkpoint()
@@ -93,6 +110,8 @@ def test_every_node_is_one_that_a_captured_run_may_have(tmp_path: Path) -> None:
         *("PagedAttention", "QuickGelu", "Mul", "Cast"),
     }
     assert paged_graph.is_paged(tmp_path / "model.onnx")
+    scales = {get(node, "scale") for node in graph.node if node.op_type == "PagedAttention"}
+    assert scales == {loaded.spec.head_size**-0.5}, "two computations of it may differ in the last bit"
 
 
 def test_weights_in_memory_reach_a_session_without_a_file() -> None:

@@ -11,6 +11,7 @@ from tests.worker.model import ready_folder
 from tests.worker.model.test_ready_made import assert_as_made
 from worker import model
 from worker.model import Precision, UnsupportedModel, paged_graph
+from worker.model.ready_edits import get, put
 
 INPUTS = [
     *("input_ids", "cumulative_sequence_lengths", "past_sequence_lengths", "block_table", "attention_metadata"),
@@ -75,7 +76,12 @@ def attention(made: ModelProto) -> list[onnx.NodeProto]:
     return [node for node in made.graph.node if node.op_type == "PagedAttention"]
 
 
-@pytest.mark.parametrize("change", [without_metadata, renamed])
+def without_scale(made: ModelProto) -> None:
+    for node in attention(made):
+        put(node, "scale", None)
+
+
+@pytest.mark.parametrize("change", [without_metadata, without_scale, renamed])
 def test_what_its_makers_may_leave_out_or_call_otherwise_is_ours_then(
     change: ready_folder.Change, tmp_path: Path, models_dir: Path
 ) -> None:
@@ -83,6 +89,7 @@ def test_what_its_makers_may_leave_out_or_call_otherwise_is_ours_then(
     graph = onnx.load(added.graph_path, load_external_data=False)
     assert [value.name for value in graph.graph.input][:6] == INPUTS
     assert {node.input[16] for node in attention(graph)} == {"attention_metadata"}
+    assert {round(get(node, "scale") ** -2) for node in attention(graph)} == {added.spec.head_size}
 
 
 def with_ring(made: ModelProto) -> None:

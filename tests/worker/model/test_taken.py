@@ -17,10 +17,12 @@ import pytest
 from onnx import TensorProto
 
 from tests.worker.model import tiny_folder, tiny_gguf
+from tests.worker.model.graph_loop import GraphLoop
 from tests.worker.model.test_paged_graph import compute
 from worker import model
 from worker.engine.paged.cpu_session import CpuPagedSession
 from worker.model import DamagedModel, ModelFolder, Precision, hugging_face, paged_graph
+from worker.model import folder as model_folder
 from worker.model.onnx_file import OnnxFile
 from worker.model.weights import LayerWeights, Place, Weights
 
@@ -56,35 +58,42 @@ def content(tensor: TensorProto, folder: Path) -> bytes:
     return (folder / said["location"]).read_bytes()[int(said["offset"]) :][: int(said["length"])]
 
 
+KINDS: dict[str, Callable[[Any], Any]] = {"bf16": tiny_folder.bfloat16, "fp16": lambda array: array.astype(np.float16)}
+
 LINEAR = {
     *("embedding.weight", *(f"layers.{index}.attention.output.weight" for index in (0, 1))),
     *(f"layers.{index}.feed_forward.{part}.weight" for index in (0, 1) for part in ("gate", "up", "down")),
 }
 
 
-def test_what_a_checkpoint_has_in_bf16_is_not_stored_twice(source: Path) -> None:
-    added = add(source)
-    pointed, exact = in_checkpoint(added), tiny_folder.tensors()
+@pytest.mark.parametrize("precision", KINDS)
+def test_what_a_checkpoint_has_in_the_type_of_its_graph_is_not_stored_twice(precision: str, tmp_path: Path) -> None:
+    """Pages take bf16, and slots fp16."""
+    narrow, exact = KINDS[precision], tiny_folder.tensors()
+    source = tiny_folder.write(tmp_path / "Tiny", arrays={name: narrow(array) for name, array in exact.items()})
+    added = add(source, precision)
+    pointed = in_checkpoint(added)
     assert pointed.keys() == LINEAR
     for name, theirs in {
         "embedding.weight": "model.embed_tokens.weight",
         "layers.1.feed_forward.down.weight": "model.layers.1.mlp.down_proj.weight",
     }.items():
-        assert content(pointed[name], added.path) == tiny_folder.bfloat16(exact[theirs]).tobytes()
+        assert content(pointed[name], added.path) == narrow(exact[theirs]).tobytes()
         assert tuple(pointed[name].dims) == exact[theirs].shape
     assert (added.path / TAKEN).samefile(source / "model.safetensors")
     assert TAKEN in {file.name for file in added.manifest.files}
 
 
-def test_a_gguf_file_in_bf16_is_taken_too_but_for_queries_and_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", "BF16"), ("fp16", "F16")])
+def test_a_gguf_file_is_taken_too_but_for_queries_keys_and_values(precision: str, kind: str, tmp_path: Path) -> None:
     arrays = {name: array for name, array in tiny_gguf.tensors().items() if array.ndim == 2}
-    kind = gguf.GGMLQuantizationType.BF16
+    stored = gguf.GGMLQuantizationType[kind]
     path = tiny_gguf.write(
         tmp_path / "tiny.gguf",
-        arrays={name: gguf.quantize(array, kind) for name, array in arrays.items()},
-        types=dict.fromkeys(arrays, kind),
+        arrays={name: gguf.quantize(array, stored) for name, array in arrays.items()},
+        types=dict.fromkeys(arrays, stored),
     )
-    added = add(path)
+    added = add(path, precision)
     assert in_checkpoint(added).keys() == LINEAR
     assert path.samefile(added.path / TAKEN)
 
@@ -120,11 +129,12 @@ def test_a_source_that_is_changed_in_place_is_damage(source: Path) -> None:
     ("precision", "change"),
     [
         ("bf16", lambda _: None),
+        ("fp16", _narrow),
         ("fp32", _narrow),
         ("int8", lambda arrays: arrays),
         ("fp32", lambda _: None),
     ],
-    ids=["of another type", "widened", "turned", "transposed but for the embedding"],
+    ids=["of another type", "of other 16 bits", "widened", "turned", "transposed but for the embedding"],
 )
 def test_a_checkpoint_of_which_little_stays_as_it_is_is_not_taken(
     precision: str, change: Callable[[tiny_folder.Arrays], tiny_folder.Arrays | None], tmp_path: Path
@@ -158,6 +168,21 @@ def test_logits_are_those_of_the_same_weights_stored_anew(tmp_path: Path) -> Non
         paged_graph.write(checkpoint.spec, weights, Precision.FP32, folder)
         session = CpuPagedSession(folder / "model.onnx", pages=5, page_tokens=16)
         logits.append(compute(session, [(list(range(30)), 0, [2, 1])]))
+    assert (tmp_path / "straight" / TAKEN).exists()
+    assert not (tmp_path / "anew" / TAKEN).exists()
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def test_logits_on_slots_are_those_of_the_same_weights_stored_anew(tmp_path: Path) -> None:
+    arrays = {name: KINDS["fp16"](array) for name, array in tiny_folder.tensors().items()}
+    checkpoint = hugging_face.read(tiny_folder.write(tmp_path / "Tiny", arrays=arrays))
+    logits = []
+    for name, weights in (("straight", checkpoint.weights), ("anew", copied(checkpoint.weights))):
+        path = tmp_path / name
+        path.mkdir()
+        meant = {"name": name, "source": "", "reference": "", "precision": Precision.FP16}
+        stored = model_folder.write(path, replace(checkpoint, weights=weights), **meant)  # type: ignore[arg-type]
+        logits.append(GraphLoop(stored, slots=1, room=32).run(0, [range(30)], [29, 3]))
     assert (tmp_path / "straight" / TAKEN).exists()
     assert not (tmp_path / "anew" / TAKEN).exists()
     np.testing.assert_array_equal(logits[0], logits[1])

@@ -1,11 +1,14 @@
 """Makes a paged runner of a model folder: how large the cache can be, and how many rows it is for."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import onnxruntime as ort
 
+from worker.engine.device import gpu
+from worker.engine.device.cuda_memory import CudaMemory
+from worker.engine.device.sampler import ROWS_AT_ONCE
 from worker.engine.errors import OutOfMemory, OutOfSlots
-from worker.engine.paged import gpu
-from worker.engine.paged.cuda_memory import CudaMemory
-from worker.engine.paged.device_sampler import ROWS_AT_ONCE, DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, RunLimits, element_bytes
 from worker.engine.paged.packing import bucket, width
@@ -13,6 +16,8 @@ from worker.engine.paged.paged_runner import PagedRunner
 from worker.engine.settings import EngineSettings
 from worker.model.folder import ModelFolder
 from worker.model.spec import ModelSpec
+
+T = TypeVar("T")
 
 STAGES = 16
 """Prompts that one run computes, at most."""
@@ -41,27 +46,36 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> PagedRunner:
     room = room_on(memory, layout, spec, settings)
     try:
         paged = OrtPagedSession(session, memory, layout, room.pages, run_limits(room, settings), captures=captures)
+        return PagedRunner(paged, room, gpu.open_sampler(memory, paged.logits.place))
     except OutOfMemory as error:
         raise gpu.GpuUnusable(gpu.cure_of(error)) from error
-    return PagedRunner(paged, room, sampler_over(paged, memory))
-
-
-def sampler_over(paged: OrtPagedSession, memory: CudaMemory) -> DeviceSampler:
-    """Draws where the logits of a session are."""
-
-    def open_graph(graph: bytes) -> ort.InferenceSession:
-        return gpu.open_session(graph, memory, ort.SessionOptions(), captures=False)
-
-    place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
-    return DeviceSampler(memory, open_graph, *place)
 
 
 def room_on(memory: CudaMemory, layout: PageLayout, spec: ModelSpec, settings: EngineSettings) -> Room:
-    """What the settings grant, or else what is free on the card beside what a run takes."""
-    facts = memory.facts
-    free = facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - run_bytes(spec, settings)
+    """What is made of the memory granted."""
     context_tokens = min(spec.context_length, settings.context_tokens_max)
-    return room_within(settings.kv_bytes_max or free, layout, context_tokens, settings.slots_max)
+    taken = run_bytes(spec, settings) + (gathered_bytes(layout, context_tokens) if layout.element_bytes == 1 else 0)
+    return sized(
+        lambda bytes_max: room_within(bytes_max, layout, context_tokens, settings.slots_max), memory, settings, taken
+    )
+
+
+def sized(make: Callable[[int], T], memory: CudaMemory, settings: EngineSettings, taken_bytes: int) -> T:
+    """A cache of the bytes that the settings grant, or else of what is free on the card beside what a run takes;
+    GpuUnusable if that does not hold one text.
+    """
+    if settings.kv_bytes_max:
+        return make(settings.kv_bytes_max)
+    facts = memory.facts
+    free = max(0, facts.free_bytes - int(facts.total_bytes * _KEPT_FREE) - taken_bytes)
+    try:
+        return make(free)
+    except OutOfSlots as error:
+        raise gpu.GpuUnusable(
+            f"beside the model it has {free:,} bytes left, and texts of {settings.context_tokens_max:,} tokens take "
+            f"{error.slot_bytes:,} at least; end what else runs on it (nvidia-smi shows it), choose a smaller model, "
+            "or shorten the context"
+        ) from error
 
 
 def room_within(bytes_max: int, layout: PageLayout, context_tokens: int, slots_max: int) -> Room:
@@ -90,6 +104,12 @@ def run_bytes(spec: ModelSpec, settings: EngineSettings) -> int:
     """
     sequences = max(bucket(settings.slots_max), STAGES)
     tokens = max(settings.chunk_tokens, sequences)
-    widest = 4 * spec.intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
+    intermediate = max(spec.intermediate, 4 * spec.hidden)  # which graphs that others made do not say
+    widest = 4 * intermediate + 4 * spec.hidden + 3 * (spec.heads + 2 * spec.kv_heads) * spec.head_size
     drawing = _DRAWING_ROWS * min(sequences, ROWS_AT_ONCE)
     return 2 * tokens * widest + 4 * (3 * sequences + drawing) * spec.vocabulary
+
+
+def gathered_bytes(layout: PageLayout, context_tokens: int) -> int:
+    """What prompts take beside, where the cache is in 8 bits: the operator lays out all that they attend to in 16."""
+    return 2 * 2 * STAGES * context_tokens * layout.kv_heads * layout.head_size

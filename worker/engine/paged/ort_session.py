@@ -8,7 +8,7 @@ memory it has read once: `packing` makes that the same for all runs of a shape.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count
 from typing import Any, Final
 
 import ml_dtypes
@@ -17,11 +17,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from worker.engine import session as sessions
-from worker.engine.paged.device_graphs import unsynchronized
-from worker.engine.paged.memory import DeviceMemory, Placed, aligned
+from worker.engine.device.graphs import unsynchronized
+from worker.engine.device.logits import DeviceLogits
+from worker.engine.device.memory import DeviceMemory, Placed, aligned
+from worker.engine.device.staging import Staging
 from worker.engine.paged.packing import PackedRun, bucket
 from worker.engine.paged.session import Fill
-from worker.engine.paged.staging import Staging
 from worker.engine.softmax import Ids, Logits
 
 Array = npt.NDArray[Any]
@@ -111,19 +112,11 @@ class OrtPagedSession:
         self.vocabulary = int(shapes["logits"][-1])
         self._cache = memory.allocate(layout.page_bytes * pages)
         self._staging = Staging(memory, limits.input_bytes)
-        self.logit_rows_max = rows = bucket(limits.sequences)
-        self._logits_element: np.dtype[Any] = _ELEMENTS[self._types["logits"]][1]
-        self._logits_bytes = rows * self.vocabulary * self._logits_element.itemsize
-        self.logits_address = memory.allocate(self._logits_bytes)
-        self._kept_address = memory.allocate(self._logits_bytes)
-        self._host_logits = memory.host_array(self._logits_bytes)
+        element, _ = _ELEMENTS[self._types["logits"]]
+        self.logits = DeviceLogits(memory, bucket(limits.sequences), self.vocabulary, element)
         self._binding = self._bound_to_cache()
         self._captured: dict[tuple[int, int], _Captured] = {}
-
-    @property
-    def logits_element(self) -> int:
-        """ONNX's number of the type of the logits on the device."""
-        return _ELEMENTS[self._types["logits"]][0]
+        self._graph_ids = count(1)
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         size = self._layout.plane_bytes
@@ -142,13 +135,13 @@ class OrtPagedSession:
         return self._places(run)
 
     def logits_at(self, rows: Ids) -> Logits:
-        return self._fetched(self.logits_address, rows)
+        return self.logits.logits_at(rows)
 
     def keep(self) -> None:
-        self._memory.copy_planes(self._kept_address, self.logits_address, self._logits_bytes, self._logits_bytes, 1)
+        self.logits.keep()
 
     def kept_at(self, rows: Ids) -> Logits:
-        return self._fetched(self._kept_address, rows)
+        return self.logits.kept_at(rows)
 
     def wait(self) -> None:
         self._memory.wait()
@@ -158,26 +151,18 @@ class OrtPagedSession:
         self._captured.clear()
         del self._binding, self._session
 
-    def _fetched(self, address: int, rows: Ids) -> Logits:
-        row_bytes = self.vocabulary * self._logits_element.itemsize
-        found = self._host_logits.view(self._logits_element)[: len(rows) * self.vocabulary]
-        found = found.reshape(len(rows), self.vocabulary)
-        for start, stop in _stretches(rows):
-            self._memory.download(found[start:stop], address + int(rows[start]) * row_bytes)
-        self._memory.wait()
-        return found.astype(np.float32, copy=False)
-
     def _replay(self, shape: tuple[int, int], inputs: dict[str, Array], fill: Fill | None) -> None:
-        captured = self._captured.get(shape)
-        if captured is None:
-            metadata = inputs[_METADATA].copy()
-            binding = self._bound_to_cache()
-            self._bind_inputs(binding, inputs, shape[0], metadata, fill)
-            captured = _Captured(binding, self._options(len(self._captured) + 1), metadata)
-            self._captured[shape] = captured
-        else:
+        if captured := self._captured.get(shape):
             self._upload(inputs, fill)
-        sessions.run(self._session, captured.binding, captured.options)
+            sessions.run(self._session, captured.binding, captured.options)
+            return
+        metadata = inputs[_METADATA].copy()
+        binding = self._bound_to_cache()
+        self._bind_inputs(binding, inputs, shape[0], metadata, fill)
+        captured = _Captured(binding, self._options(next(self._graph_ids)), metadata)
+        sessions.run(self._session, binding, captured.options)
+        # Not before: what a run has captured that found no memory is not the whole of it.
+        self._captured[shape] = captured
 
     def _bind_inputs(
         self, binding: ort.IOBinding, inputs: dict[str, Array], rows: int, metadata: Array, fill: Fill | None
@@ -186,7 +171,7 @@ class OrtPagedSession:
         for (name, array), address in zip(self._on_device(inputs), self._upload(inputs, fill), strict=True):
             self._bind(binding.bind_input, name, array.shape, address)
         binding.bind_input(_METADATA, "cpu", 0, np.int32, metadata.shape, metadata.ctypes.data)
-        self._bind(binding.bind_output, "logits", (rows, self.vocabulary), self.logits_address)
+        self._bind(binding.bind_output, "logits", (rows, self.vocabulary), self.logits.place.address)
 
     def _upload(self, inputs: dict[str, Array], fill: Fill | None) -> list[int]:
         """All inputs in one copy; where each lies, which its shape and those of the ones before decide."""
@@ -236,14 +221,6 @@ class OrtPagedSession:
         if self._captures:
             options.add_run_config_entry("gpu_graph_id", str(graph_id))
         return options
-
-
-def _stretches(rows: Ids) -> list[tuple[int, int]]:
-    """Where neighbouring rows stand side by side: the places [start, stop) of each stretch."""
-    if not len(rows):
-        return []
-    breaks = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return [*pairwise(breaks)]
 
 
 def element_bytes(session: ort.InferenceSession) -> int:

@@ -58,17 +58,23 @@ class PackedRun:
 
 
 def of_pieces(pieces: Sequence[Ids], starts: Sequence[int], wants: Sequence[bool], table: Lengths) -> PackedRun:
-    """Pieces of prompts, each from its start on; the logits after the last token of those that want it."""
+    """Pieces of prompts, each from its start on; the logits after the last token of those that want it. Where none
+    does, those after the last token of all: CUDA starts no kernel over nothing.
+    """
     lengths = np.array([len(piece) for piece in pieces], np.int32)
     past = np.array(starts, np.int32)
     ends = np.cumsum(lengths, dtype=np.int32)
+    wanted = ends[np.array(wants, bool)] if any(wants) else ends[-1:]
+    # Told that no piece has more than one token, attention would go the way of rows, and cuDNN make a plan for each
+    # number of pieces. That there may be two tokens is no lie.
+    longest = max(2, int(lengths.max()))
     return PackedRun(
         input_ids=np.concatenate(pieces),
         cumulative_sequence_lengths=np.concatenate([np.zeros(1, np.int32), ends]),
         past_sequence_lengths=past,
-        block_table=table,
-        attention_metadata=np.array([lengths.max(), (past + lengths).max(), 0], np.int32),
-        logits_indices=ends[np.array(wants, bool)] - np.int32(1),
+        block_table=_widened(table),
+        attention_metadata=np.array([longest, (past + lengths).max(), 0], np.int32),
+        logits_indices=wanted - np.int32(1),
         is_captured=False,
     )
 
@@ -91,6 +97,14 @@ def of_rows(token_ids: Sequence[int], past: Lengths, table: Lengths, page_tokens
         logits_indices=np.arange(sequences, dtype=np.int32),
         is_captured=True,
     )
+
+
+def _widened(table: Lengths) -> Lengths:
+    """With columns of nobody's behind it, to a width of which there are few."""
+    rows, pages = table.shape
+    wide = np.full((rows, width(pages)), NOBODYS, np.int32)
+    wide[:, :pages] = table
+    return wide
 
 
 def bucket(rows: int) -> int:

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from worker.engine.device.rows import SourceRows
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged import packing
-from worker.engine.paged.device_rows import SessionRows
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Copies, Occupancy, Room
 from worker.engine.paged.packing import PackedRun
 from worker.engine.paged.session import PagedSession
@@ -38,7 +38,7 @@ class PagedRunner:
 
     def step(
         self, spans: Sequence[Span], token_ids: Sequence[int], unread: Collection[int] = ()
-    ) -> Logits | SessionRows:
+    ) -> Logits | SourceRows:
         if not token_ids:
             return self._rows_at(self._compute(spans))
         if not spans:
@@ -85,7 +85,7 @@ class PagedRunner:
         table = self._occupancy.stage_table([span.stage for span in spans])
         wants = [span.ends_prompt for span in spans]
         pieces, starts = [span.token_ids for span in spans], [span.start for span in spans]
-        return self._run(packing.of_pieces(pieces, starts, wants, table))
+        return self._run(packing.of_pieces(pieces, starts, wants, table))[: sum(wants)]
 
     def _write(self, token_ids: Sequence[int], unread: Collection[int]) -> Ids:
         """A token in every row; the rows of logits of those that are read."""
@@ -102,7 +102,7 @@ class PagedRunner:
         self._copies.clear()
         return self._session.run(run, self._sampler.fill if self._sampler is not None else None)
 
-    def _rows_at(self, rows: Ids) -> Logits | SessionRows:
+    def _rows_at(self, rows: Ids) -> Logits | SourceRows:
         if self._sampler is None:
             return self._session.logits_at(rows)
-        return SessionRows(self._session, self._sampler, rows)
+        return SourceRows(self._session, self._sampler, rows)

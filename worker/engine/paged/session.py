@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from worker.engine.paged.memory import Placed
+from worker.engine.device.memory import Placed
+from worker.engine.device.rows import LogitSource
 from worker.engine.paged.packing import PackedRun
-from worker.engine.softmax import Ids, Logits
+from worker.engine.softmax import Ids
 
 Fill = Callable[[Placed], None]
 """Puts tokens that are being drawn in the places of negative ids, where a run reads them."""
 
 
-class PagedSession(Protocol):
+class PagedSession(LogitSource, Protocol):
     """A paged graph with its cache on a device, driven by one thread."""
 
     @property
@@ -28,18 +29,6 @@ class PagedSession(Protocol):
         run; OutOfMemory leaves pages as they were, but for the places that this run writes. `fill` is for runs with
         tokens that are being drawn.
         """
-        ...
-
-    def logits_at(self, rows: Ids) -> Logits:
-        """Some rows of the logits of the last run, in host memory that is the caller's until the next run."""
-        ...
-
-    def keep(self) -> None:
-        """Set the logits of the last run aside, until the next time."""
-        ...
-
-    def kept_at(self, rows: Ids) -> Logits:
-        """Some rows of the logits set aside, in host memory that is the caller's until the next run."""
         ...
 
     def wait(self) -> None:

@@ -16,10 +16,11 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from tests.worker.engine.paged.host_memory import HostMemory
+from tests.worker.engine.device.host_memory import HostMemory
+from worker.engine.device.cuda_memory import CudaError
+from worker.engine.device.memory import Placed
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged.cpu_session import CpuPagedSession
-from worker.engine.paged.cuda_memory import CudaError
-from worker.engine.paged.device_sampler import DeviceSampler
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.opening import run_limits
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout
@@ -241,5 +242,8 @@ def runner_on(
     """A runner that leaves logits where they are and draws there."""
     limits = run_limits(room, knobs)
     paged = OrtPagedSession(session, card, layout, room.pages, limits, captures=captures)  # type: ignore[arg-type]
-    place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
-    return PagedRunner(paged, room, DeviceSampler(card, lambda content: ort_session(card, content), *place))  # type: ignore[arg-type,return-value]
+    return PagedRunner(paged, room, sampler_on(card, paged.logits.place))
+
+
+def sampler_on(card: Card, logits: Placed) -> DeviceSampler:
+    return DeviceSampler(card, lambda content: ort_session(card, content), logits)  # type: ignore[arg-type,return-value]

@@ -8,12 +8,15 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
+from tests.worker.engine.device.host_memory import HostMemory
 from tests.worker.engine.paged import counting_graph
 from tests.worker.engine.paged.counting_graph import following
-from tests.worker.engine.paged.host_memory import HostMemory
 from worker.engine import Engine, EngineSettings, Prompt, Sampling
-from worker.engine.paged.device_sampler import DeviceSampler
-from worker.engine.paged.memory import aligned
+from worker.engine.device import gpu
+from worker.engine.device.gpu import GpuUnusable
+from worker.engine.device.memory import aligned
+from worker.engine.device.sampler import DeviceSampler
+from worker.engine.errors import OutOfMemory
 from worker.engine.paged.occupancy import Room
 from worker.engine.paged.opening import run_limits
 from worker.engine.paged.ort_session import OrtPagedSession, PageLayout, element_bytes
@@ -43,11 +46,17 @@ def opened(
 ) -> PagedRunner:
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     assert element_bytes(session) == 4
+    return over(session, pages=pages, captures=captures, stages=stages, draws_there=draws_there)
+
+
+def over(
+    session: Any, *, pages: int = 0, captures: bool = True, stages: int = 3, draws_there: bool = False
+) -> PagedRunner:
     room = Room(pages or 1 + (stages + 6) * 10, PAGE, stages, 6, CONTEXT)
     memory = HostMemory()
     paged = OrtPagedSession(session, memory, LAYOUT, room.pages, run_limits(room, KNOBS), captures=captures)
-    place = paged.logits_address, paged.vocabulary, paged.logits_element, paged.logit_rows_max
-    return PagedRunner(paged, room, DeviceSampler(memory, ort.InferenceSession, *place) if draws_there else None)
+    sampler = DeviceSampler(memory, ort.InferenceSession, paged.logits.place)
+    return PagedRunner(paged, room, sampler if draws_there else None)
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -105,6 +114,61 @@ def test_a_shape_that_was_bound_before_reads_what_is_uploaded_now(tmp_path: Path
         assert runner.step([], tokens).argmax(axis=1).tolist() == [following(ids) for ids in texts]
         runner.step([Span(2, 0, np.array([9] * 30), ends_prompt=True)], [])  # another run, over the same inputs
     runner.close()
+
+
+class Full:
+    """A session whose runs find no memory, where they are told so."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+        self.io_binding = session.io_binding
+        self.is_full = False
+        self.graph_ids: list[str] = []
+
+    def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
+        self.graph_ids.append(options.get_run_config_entry("gpu_graph_id"))
+        if self.is_full:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        self._session.run_with_iobinding(binding, options)
+
+
+def test_what_a_run_without_memory_may_have_captured_is_never_replayed(tmp_path: Path) -> None:
+    graph = counting_graph.write(tmp_path / "model.onnx", page_tokens=PAGE)
+    session = Full(ort.InferenceSession(graph, providers=["CPUExecutionProvider"]))
+    runner = over(session)
+    runner.step([Span(0, 0, np.array([1]), ends_prompt=True)], [])
+    runner.place(0, 1)
+    session.is_full = True
+    with pytest.raises(OutOfMemory):
+        runner.step([], [4])
+    session.is_full = False
+    for token, answer in ((4, following([1, 4])), (5, following([1, 4, 5]))):
+        [row] = runner.step([], [token])
+        assert row.argmax() == answer
+    eager, failed, first, again = session.graph_ids
+    assert eager == "-1"
+    assert failed != first == again
+
+
+def test_tokens_are_drawn_on_the_host_where_the_card_is_too_full_for_more_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_graph(content: bytes, *_: Any, **__: Any) -> ort.InferenceSession:
+        return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise GpuUnusable("its memory is taken") from RuntimeError("CUDA failure 2: out of memory")
+
+    graph = counting_graph.write(tmp_path / "model.onnx", page_tokens=PAGE)
+    runner = opened(graph)
+    monkeypatch.setattr("worker.engine.device.gpu.open_session", open_graph)
+    runner._sampler = gpu.open_sampler(HostMemory(), runner._session.logits.place)  # type: ignore[arg-type]
+    monkeypatch.setattr("worker.engine.device.gpu.open_session", refuse)
+    asked = prompts(4)
+    with Engine(runner, KNOBS) as engine:
+        for ids, future in [(ids, engine.submit(Prompt(ids, GREEDY, 6))) for ids in asked]:
+            assert future.result(60)[0].token_ids == written(ids, 6)
 
 
 def test_rows_whose_logits_are_changed_or_told_come_to_the_host_and_no_others(tmp_path: Path) -> None:

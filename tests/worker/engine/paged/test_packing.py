@@ -53,3 +53,19 @@ def test_pieces_lie_one_after_the_other_and_only_the_ends_of_prompts_give_logits
     assert not run.is_captured
     for name, array in run.inputs().items():
         assert array.dtype == (np.int64 if name == "input_ids" else np.int32), name
+
+
+def test_a_run_without_logits_to_give_gives_one_row_all_the_same() -> None:
+    run = packing.of_pieces([np.array([1, 2]), np.array([3])], [0, 5], [False, False], np.ones((2, 3), np.int32))
+    assert run.logits_indices.tolist() == [2]
+
+
+def test_pieces_of_one_token_are_not_told_to_be_rows_and_tables_have_few_widths() -> None:
+    """Or attention would make a plan for each number and each width, of which there are few for rows."""
+    for pages in range(1, 10):
+        table = np.arange(1, 2 * pages + 1, dtype=np.int32).reshape(2, pages)
+        run = packing.of_pieces([np.array([1]), np.array([2])], [5, 6], [True, True], table)
+        assert run.attention_metadata.tolist() == [2, 7, 0]
+        assert run.shape == (2, packing.width(pages))
+        assert run.block_table[:, :pages].tolist() == table.tolist()
+        assert (run.block_table[:, pages:] == NOBODYS).all()

@@ -1,7 +1,7 @@
 """Draws the next tokens of rows whose logits are on a device: the same tokens as `worker.engine.next_token` draws.
 
 Rows of one kind are drawn in one run: greedy ones, those that leave few tokens, and those that leave many. Where
-something is changed in a row's logits, a copy of it is changed and drawn from (`device_edits`). What a run was not sure
+something is changed in a row's logits, a copy of it is changed and drawn from (`edits`). What a run was not sure
 of is drawn on the host: some rows in ten thousand, and those of a top_p that so many tokens share that they are not
 among the candidates.
 """
@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.engine import noise
+from worker.engine.device import edit_graphs, sampler_graphs
+from worker.engine.device.drawing import DeviceDrawing, Results
+from worker.engine.device.edits import DeviceEdits
+from worker.engine.device.graphs import DeviceGraphs, Graph, Open
+from worker.engine.device.memory import DeviceMemory, Placed
+from worker.engine.device.sampler_graph import INT64
+from worker.engine.device.sampler_graphs import ATTEMPTS, CANDIDATES
 from worker.engine.envelope import UNIT
 from worker.engine.errors import OutOfMemory
-from worker.engine.paged import edit_graphs, sampler_graphs
-from worker.engine.paged.device_drawing import DeviceDrawing, Results
-from worker.engine.paged.device_edits import DeviceEdits
-from worker.engine.paged.device_graphs import DeviceGraphs, Graph, Open
-from worker.engine.paged.memory import DeviceMemory, Placed
-from worker.engine.paged.sampler_graphs import ATTEMPTS, CANDIDATES
 from worker.engine.rows import Wish
 from worker.engine.sampling import Draw, Sampling
 from worker.engine.softmax import Ids, Logits
@@ -33,19 +34,26 @@ Values = dict[str, npt.NDArray[Any]]
 ROWS_AT_ONCE: Final = 128
 """In one run: about as many as a card does side by side, and no more, for the memory that it takes."""
 
+_CANDIDATE_LOGITS: Final = 2**23
+"""In one run that finds candidates. Of more, ONNX Runtime's TopK goes a slower way on an H200, since its blocks would
+not all run at once; and there, of equal logits the lower ids do not come first.
+"""
+
 _NO_TOP_P: Final = 2.0
 """More than all tokens have together."""
 
 
 class DeviceSampler:
-    """`open_session` opens a graph on the device of `memory`; `element` is ONNX's number of the logits' type."""
+    """`open_session` opens a graph on the device of `memory`, where the `logits` are."""
 
-    def __init__(
-        self, memory: DeviceMemory, open_session: Open, address: int, vocabulary: int, element: int, rows_max: int
-    ) -> None:
+    def __init__(self, memory: DeviceMemory, open_session: Open, logits: Placed) -> None:
+        rows_max, vocabulary = logits.shape
         self._graphs = DeviceGraphs(memory, open_session, vocabulary)
         self._edits = DeviceEdits(self._graphs, min(rows_max, ROWS_AT_ONCE))
-        self._logits = Placed(address, element, (rows_max, vocabulary))
+        self._logits = logits
+        self._candidate_rows = max(1, min(ROWS_AT_ONCE, _CANDIDATE_LOGITS // vocabulary))
+        # No run can do without it, so it is opened while there is memory; rows can be drawn on the host.
+        self._graphs.opened(edit_graphs.filled, INT64)
         self._results = Results(memory, 2 * len(_KINDS), rows_max, min(edit_graphs.LIKELIEST, vocabulary))
 
     def draw(self, rows: Ids, wishes: Sequence[Wish], fetch: Callable[[Ids], Logits]) -> DeviceDrawing:
@@ -100,9 +108,11 @@ class DeviceSampler:
         places = np.zeros(len(rows), np.int64)
         for number, (graph, values) in enumerate(_KINDS):
             meant = np.flatnonzero(kinds == number)
-            if len(meant):
-                given = values([wishes[row].draw for row in meant.tolist()]) | {"rows": rows[meant]}
-                token, places[meant] = self._results.region(first_region + number, start, len(meant))
+            step = self._candidate_rows if graph in _AMONG_CANDIDATES else ROWS_AT_ONCE
+            for begin in range(0, len(meant), step):
+                some = meant[begin : begin + step]
+                given = values([wishes[row].draw for row in some.tolist()]) | {"rows": rows[some]}
+                token, places[some] = self._results.region(first_region + number, start + begin, len(some))
                 self._graphs.run(graph, logits.element, given, {"logits": logits}, {"token": token})
         return places
 
@@ -154,6 +164,7 @@ _KINDS: Final[Sequence[tuple[Graph, Callable[[Sequence[Draw]], Values]]]] = (
     (sampler_graphs.nucleus, _of_nucleus),
 )
 """Rows that one graph draws, and what it is given for them beside the logits."""
+_AMONG_CANDIDATES: Final = (sampler_graphs.few, sampler_graphs.nucleus)
 
 
 def _numbers(draws: Sequence[Draw], attempts: int) -> npt.NDArray[np.float64]:

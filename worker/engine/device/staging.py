@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worker.engine.paged.memory import DeviceMemory, aligned
+from worker.engine.device.memory import DeviceMemory, aligned
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.worker.engine.paged.fake_card import Card
-from worker.engine.paged.staging import Staging
+from worker.engine.device.staging import Staging
 
 
 @pytest.mark.parametrize("size_bytes", [256, 4096, 2**20])

@@ -9,13 +9,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from tests.worker.engine.paged.host_memory import HostMemory
+from tests.worker.engine.device.host_memory import HostMemory
 from worker.engine import NothingToSample, Prompt, Sampling, next_token
+from worker.engine.device import edit_graphs, sampler_graphs
+from worker.engine.device.edit_graphs import LIKELIEST
+from worker.engine.device.memory import Placed
+from worker.engine.device.sampler import DeviceSampler
+from worker.engine.device.sampler_graph import ON_CUDA
 from worker.engine.errors import OutOfMemory
-from worker.engine.paged import device_sampler, edit_graphs, sampler_graphs
-from worker.engine.paged.device_sampler import DeviceSampler
-from worker.engine.paged.edit_graphs import LIKELIEST
-from worker.engine.paged.sampler_graph import ON_CUDA
 from worker.engine.rows import Wish
 from worker.engine.sampling import Mask
 from worker.engine.sequence import Sequence as Choice
@@ -115,7 +116,7 @@ class Rows:
         self.address = self.memory.allocate(self.logits.nbytes)
         self.fetched = 0
         kind = TensorProto.FLOAT if element == np.float32 else TensorProto.FLOAT16
-        self.sampler = DeviceSampler(self.memory, ort.InferenceSession, self.address, VOCABULARY, kind, rows)
+        self.sampler = DeviceSampler(self.memory, ort.InferenceSession, Placed(self.address, kind, (rows, VOCABULARY)))
 
     def put(self, logits: Logits) -> None:
         self.logits[:] = logits
@@ -152,7 +153,7 @@ def advanced(rows: Rows, here: list[Choice], there: list[Choice], step: int) -> 
 def test_every_change_of_every_kind_of_row_gives_the_tokens_and_log_probabilities_of_the_host(
     element: type, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_sampler, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr("worker.engine.device.sampler.ROWS_AT_ONCE", at_once)
     here, there = choices(), choices()
     rows = Rows(len(here), element)
     for step in range(STEPS):

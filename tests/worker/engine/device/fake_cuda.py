@@ -2,11 +2,13 @@
 """A CUDA runtime in Python over this machine's memory, as `ctypes` would give it: it takes and fills ctypes values."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any
 
 MEANINGS = {
     2: b"out of memory",
+    12: b"invalid pitch argument",
     35: b"CUDA driver version is insufficient for CUDA runtime version",
     46: b"CUDA-capable device(s) is/are busy or unavailable",
     100: b"no CUDA-capable device is detected",
@@ -25,6 +27,8 @@ class _GetErrorString:
 class FakeCuda:
     """Calls named in `failing` answer with its error number. `free_bytes` bounds what is allocated."""
 
+    pitch_max = 2**31 - 1
+
     def __init__(
         self, capability: tuple[int, int] = (9, 0), free_bytes: int = 2**30, failing: dict[str, int] | None = None
     ) -> None:
@@ -34,6 +38,8 @@ class FakeCuda:
         self.blocks: dict[int, Any] = {}
         self.calls: list[str] = []
         self.events = 0
+        self.threads: list[int] = []
+        """That have said which device they mean."""
         self.cudaGetErrorString = _GetErrorString()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -47,6 +53,10 @@ class FakeCuda:
 
     def _cudaSetDevice(self, index: ctypes.c_int) -> None:
         assert index.value == 0
+        self.threads.append(threading.get_ident())
+
+    def _cudaThreadExchangeStreamCaptureMode(self, mode: Any) -> None:
+        assert mode._obj.value == 1
 
     def _cudaGetLastError(self) -> None:
         pass
@@ -91,7 +101,7 @@ class FakeCuda:
         stream: ctypes.c_void_p,
     ) -> None:
         ours = source if kind.value == 2 else target
-        assert kind.value in {1, 2}
+        assert kind.value in {1, 2, 3}
         assert stream.value == 77
         assert any(start <= ours.value < start + len(block) for start, block in self.blocks.items())
         ctypes.memmove(target, source, size.value)
@@ -106,12 +116,15 @@ class FakeCuda:
         height: ctypes.c_size_t,
         kind: ctypes.c_int,
         stream: ctypes.c_void_p,
-    ) -> None:
+    ) -> int:
         assert (kind.value, stream.value) == (3, 77)
+        if max(target_pitch.value, source_pitch.value) > self.pitch_max:
+            return 12
         for line in range(height.value):
             ctypes.memmove(
                 target.value + line * target_pitch.value, source.value + line * source_pitch.value, width.value
             )
+        return 0
 
     def _cudaEventCreateWithFlags(self, event: Any, flags: ctypes.c_uint) -> None:
         assert flags.value == 2

@@ -7,6 +7,7 @@ all sessions are given as theirs.
 
 import ctypes
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,9 @@ _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _NON_BLOCKING: Final = 1
 _NO_TIMING: Final = 2  # cudaEventDisableTiming
 _CAPABILITY: Final = (75, 76)  # cudaDevAttrComputeCapabilityMajor and Minor
+_CAPTURES_OF_OWN_THREAD: Final = 1  # cudaStreamCaptureModeThreadLocal
+_STRIDE_MAX: Final = 2**31 - 1
+"""Bytes between two planes of one copy, on any card."""
 
 
 class CudaError(RuntimeError):
@@ -54,7 +58,7 @@ class CudaMemory:
     def __init__(self, index: int = 0, library: Any = None) -> None:
         self.index = index
         self._library = library or ctypes.CDLL(LIBRARY)
-        self._call("cudaSetDevice", ctypes.c_int(index))
+        self._threads = threading.local()
         self._addresses: list[int] = []
         self._host: list[int] = []
         stream = ctypes.c_void_p()
@@ -92,6 +96,10 @@ class CudaMemory:
         self._copy(array.ctypes.data, address, array.nbytes, _TO_HOST)
 
     def copy_planes(self, target: int, source: int, size_bytes: int, stride_bytes: int, planes: int) -> None:
+        if stride_bytes > _STRIDE_MAX:
+            for skipped in range(0, planes * stride_bytes, stride_bytes):
+                self._copy(target + skipped, source + skipped, size_bytes, _ON_DEVICE)
+            return
         stride = ctypes.c_size_t(stride_bytes)
         block = ctypes.c_size_t(size_bytes), ctypes.c_size_t(planes)
         kind = ctypes.c_int(_ON_DEVICE)
@@ -127,6 +135,14 @@ class CudaMemory:
         self._addresses.clear()
         self._host.clear()
 
+    def _begin_thread(self) -> None:
+        """Which device is meant, each thread says for itself. And where another thread captures a run, as the engine of
+        another model in this process may, a call that takes memory would fail by default, and the capture with it.
+        """
+        self._call("cudaSetDevice", ctypes.c_int(self.index))
+        mode = ctypes.c_int(_CAPTURES_OF_OWN_THREAD)
+        self._call("cudaThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
     def _attribute(self, number: int) -> int:
         found = ctypes.c_int()
         self._call("cudaDeviceGetAttribute", ctypes.byref(found), ctypes.c_int(number), ctypes.c_int(self.index))
@@ -138,6 +154,9 @@ class CudaMemory:
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Call the runtime; OutOfMemory if it has none, else CudaError."""
+        if not getattr(self._threads, "is_known", False):
+            self._threads.is_known = True
+            self._begin_thread()
         status = getattr(self._library, name)(*arguments)
         if status == 0:
             return

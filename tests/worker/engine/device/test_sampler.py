@@ -1,6 +1,7 @@
 """The graphs that draw on a device, run on the CPU: the tokens of the sampler in numpy, one by one."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +9,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from tests.worker.engine.paged.host_memory import HostMemory
+from tests.worker.engine.device.host_memory import HostMemory
 from worker.engine import sampling
-from worker.engine.paged.device_sampler import DeviceSampler
-from worker.engine.paged.sampler_graphs import CANDIDATES
+from worker.engine.device import sampler as device_sampler
+from worker.engine.device.graphs import DeviceGraphs
+from worker.engine.device.memory import Placed
+from worker.engine.device.sampler import DeviceSampler
+from worker.engine.device.sampler_graphs import CANDIDATES
 from worker.engine.rows import UNSURE, Wish
 from worker.engine.sampling import NO_TOKEN, Draw, Sampling
 from worker.engine.softmax import Logits
@@ -47,7 +51,7 @@ class Fetching:
         memory = HostMemory()
         address = memory.allocate(logits.nbytes)
         memory.upload(address, logits)
-        self.sampler = DeviceSampler(memory, self._open, address, logits.shape[1], element, len(logits))
+        self.sampler = DeviceSampler(memory, self._open, Placed(address, element, logits.shape))
 
     @staticmethod
     def _open(content: bytes) -> ort.InferenceSession:
@@ -107,6 +111,23 @@ def test_kinds_may_be_mixed_and_rows_lie_in_any_order(device: Fetching, logits: 
     draws = [draws_of(names[random.integers(len(names))])[row] for row in rows.tolist()]
     expected = sampling.sample(logits[rows], draws)
     assert device.draw(rows, draws).tolist() == expected.tolist()
+
+
+def test_candidates_are_found_for_a_few_rows_at_a_time(logits: Logits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large vocabulary, whose candidates a card finds the slow way for many rows at once."""
+    monkeypatch.setattr(device_sampler, "_CANDIDATE_LOGITS", 20 * VOCABULARY + 1)
+    fetching, run, at_once = Fetching(logits), DeviceGraphs.run, []
+
+    def watch(graphs: DeviceGraphs, graph: Any, element: int, given: Any, *others: Any) -> None:
+        at_once.append((graph.__name__, len(given["rows"])))
+        run(graphs, graph, element, given, *others)
+
+    monkeypatch.setattr(DeviceGraphs, "run", watch)
+    names = ["top_k", "top_p", "greedy", "plain"]
+    draws = [draws_of(names[row * 7 // ROWS % 4])[row] for row in range(ROWS)]
+    assert fetching.draw(np.arange(ROWS), draws).tolist() == sampling.sample(logits.copy(), draws).tolist()
+    assert max(rows for name, rows in at_once if name in ("few", "nucleus")) == 20
+    assert {name for name, rows in at_once if rows > 20} == {"greedy"}
 
 
 @pytest.mark.parametrize("kind", ["greedy", "plain", "cold", "top_k", "top_k of many", "small top_p", "min_p"])

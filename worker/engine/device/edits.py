@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worker.engine.paged import edit_graphs
-from worker.engine.paged.device_graphs import DeviceGraphs, Graph
-from worker.engine.paged.memory import Placed
-from worker.engine.paged.sampler_graph import FLOAT
+from worker.engine.device import edit_graphs
+from worker.engine.device.graphs import DeviceGraphs, Graph
+from worker.engine.device.memory import Placed
+from worker.engine.device.sampler_graph import FLOAT
 from worker.engine.rows import Wish
 from worker.engine.sampling import Mask
 from worker.engine.softmax import Ids

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from worker.engine.paged.sampler_graph import DOUBLE, FLOAT, INT32, INT64, UINT8, SamplerGraph
+from worker.engine.device.sampler_graph import DOUBLE, FLOAT, INT32, INT64, UINT8, SamplerGraph
 from worker.engine.softmax import BLOCK, padded
 
 LIKELIEST: Final = 20

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from worker.engine.device.memory import DeviceMemory, Placed, aligned
+from worker.engine.device.sampler_graph import DOUBLE, FLOAT, INT64
 from worker.engine.errors import NothingToSample
 from worker.engine.logprobs import TokenLogprob
-from worker.engine.paged.memory import DeviceMemory, Placed, aligned
-from worker.engine.paged.sampler_graph import DOUBLE, FLOAT, INT64
 from worker.engine.rows import UNSURE
 from worker.engine.softmax import Ids, Logits
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from worker.engine.paged.sampler_graph import DOUBLE, FLOAT, INT64, SamplerGraph, Shapes
+from worker.engine.device.sampler_graph import DOUBLE, FLOAT, INT64, SamplerGraph, Shapes
 from worker.engine.rows import UNSURE
 from worker.engine.sampling import NO_TOKEN
 from worker.engine.softmax import BLOCK, padded

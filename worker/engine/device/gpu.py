@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from worker.engine.device.cuda_memory import LIBRARY, CudaError, CudaMemory
+from worker.engine.device.memory import Placed
+from worker.engine.device.sampler import DeviceSampler
 from worker.engine.errors import EngineError, OutOfMemory
-from worker.engine.paged.cuda_memory import LIBRARY, CudaError, CudaMemory
 from worker.engine.session import has_cuda, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -101,15 +103,30 @@ def open_session(
         "enable_cuda_graph": str(int(captures)),
     }
     content = graph if isinstance(graph, bytes) else str(graph)
+    # The CPU stands behind for what the whole cannot be without: ONNX Runtime refuses to capture if it is used.
+    providers = [("CUDAExecutionProvider", chosen), "CPUExecutionProvider"]
     try:
-        # The CPU stands behind for what the whole cannot be without: ONNX Runtime refuses to capture if it is used.
-        providers = [("CUDAExecutionProvider", chosen), "CPUExecutionProvider"]
-        session = ort.InferenceSession(content, options, providers=providers)
-    except RuntimeError as error:
+        # Without enable_fallback=0 it would try again without the GPU, and tell what comes of that.
+        session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors have no class in common
         raise GpuUnusable(cure_of(error)) from error
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise GpuUnusable(f"ONNX Runtime opened the model without CUDA; install it anew with: {_INSTALL}")
     return session
+
+
+def open_sampler(memory: CudaMemory, logits: Placed) -> DeviceSampler:
+    """Draws where some logits are."""
+
+    def open_graph(graph: bytes) -> ort.InferenceSession:
+        try:
+            return open_session(graph, memory, ort.SessionOptions(), captures=False)
+        except GpuUnusable as error:
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                raise OutOfMemory(str(error)) from error  # the host can draw too
+            raise
+
+    return DeviceSampler(memory, open_graph, logits)
 
 
 def _check_libraries(load: Callable[[str], Any]) -> None:

@@ -8,8 +8,8 @@ import onnxruntime as ort
 from onnx import helper
 
 from worker.engine import session as sessions
-from worker.engine.paged.memory import DeviceMemory, Placed
-from worker.engine.paged.staging import Staging
+from worker.engine.device.memory import DeviceMemory, Placed
+from worker.engine.device.staging import Staging
 
 Graph = Callable[[int, int], bytes]
 """Makes a graph for a vocabulary and for logits of a type."""
@@ -34,6 +34,13 @@ class DeviceGraphs:
         """What was sent for the drawing before the last is not needed any more."""
         self._staging.turn()
 
+    def opened(self, graph: Graph, element: int) -> ort.InferenceSession:
+        """The session of a graph. OutOfMemory if it cannot be opened for want of it."""
+        session = self._sessions.get((graph, element))
+        if session is None:
+            session = self._sessions[graph, element] = self._open(graph(self.vocabulary, element))
+        return session
+
     def run(
         self,
         graph: Graph,
@@ -43,9 +50,7 @@ class DeviceGraphs:
         outputs: Mapping[str, Placed],
     ) -> None:
         """Begin one run, of the graph for logits (or whatever it says) of type `element`. OutOfMemory if it cannot."""
-        session = self._sessions.get((graph, element))
-        if session is None:
-            session = self._sessions[graph, element] = self._open(graph(self.vocabulary, element))
+        session = self.opened(graph, element)
         binding = session.io_binding()
         addresses = self._staging.send(list(given.values())) if given else []
         for (name, array), address in zip(given.items(), addresses, strict=True):

@@ -1,6 +1,7 @@
 """Why a GPU cannot be used, in one sentence with the cure; the runtime that would say so is played."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,17 @@ import onnxruntime as ort
 import pytest
 
 from tests import tiny_model
+from tests.worker.engine.device.fake_cuda import FakeCuda
 from tests.worker.engine.fake_runner import FakeRunner
-from tests.worker.engine.paged.fake_cuda import FakeCuda
 from worker.engine import Device, Engine, EngineError, EngineFailed, EngineSettings, Prompt, Sampling, load
+from worker.engine.device import gpu
+from worker.engine.device.cuda_memory import LIBRARY, CudaError, CudaMemory
+from worker.engine.device.gpu import GpuUnusable
 from worker.engine.errors import OutOfMemory
-from worker.engine.paged import gpu
-from worker.engine.paged.cuda_memory import LIBRARY, CudaError, CudaMemory
-from worker.engine.paged.gpu import GpuUnusable
 from worker.engine.session import is_out_of_memory
-from worker.model import Precision
+from worker.model import Precision, paged_graph
+from worker.model.onnx_file import OnnxGraph
+from worker.model.paged_graph import PagedCache
 
 CUDA_OF_ONNX_RUNTIME = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:121 std::conditional_t<THRW, void, "
@@ -109,14 +112,46 @@ def test_what_onnx_runtime_says_at_opening_is_told_with_its_cure(
     assert "onnxruntime_src" not in str(caught.value)
 
 
-def test_a_graph_that_cannot_be_captured_is_opened_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_onnx_runtime_raises_of_classes_of_its_own_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ort.InferenceSession
+
+    def without_cuda(content: bytes, options: Any, providers: list[Any], **others: Any) -> ort.InferenceSession:
+        return real(content, options, providers=providers[1:], **others)
+
+    graph, loaded = OnnxGraph(), tiny_model.checkpoint()
+    paged_graph.build(graph, loaded.spec, loaded.weights, Precision.BF16, PagedCache())
+    options = ort.SessionOptions()
+    graph.give_weights(options)
+    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
+    with pytest.raises(GpuUnusable, match="Could not find an implementation"):
+        gpu.open_session(graph.content, CudaMemory(0, FakeCuda()), options, captures=True)
+
+
+def test_onnx_runtime_does_not_try_again_without_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself it would, and where it can say that it opened the graph."""
+    tries = []
+
+    def create(session: Any, providers: list[Any], *_: Any) -> None:
+        tries.append(providers)
+        raise RuntimeError(CUDA_OF_ONNX_RUNTIME.format(2, "out of memory"))
+
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", create)
+    with pytest.raises(GpuUnusable, match="memory is taken"):
+        gpu.open_session(b"", CudaMemory(0, FakeCuda()), ort.SessionOptions(), captures=False)
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail])
+def test_a_graph_that_cannot_be_captured_is_opened_without(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
 
     class Session:
-        def __init__(self, content: str, options: Any, providers: list[Any]) -> None:
+        def __init__(self, content: str, options: Any, providers: list[Any], enable_fallback: int) -> None:
             opened.append((options, providers[0][1]["enable_cuda_graph"]))
             if providers[0][1]["enable_cuda_graph"] == "1":
-                raise RuntimeError(
+                raise kind(
                     "This session cannot use the graph capture feature as requested by the user as all compute graph "
                     "nodes have not been partitioned to the CUDAExecutionProvider"
                 )
@@ -139,6 +174,8 @@ def test_a_graph_that_cannot_be_captured_is_opened_without(monkeypatch: pytest.M
         ARENA.format("Available memory of 12345 is smaller than requested bytes of 939524096"),
         CUDA_OF_ONNX_RUNTIME.format(2, "out of memory"),
         "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUBLAS failure 1: CUBLAS_STATUS_NOT_INITIALIZED ; GPU=0 ; expr=cublasCreate(&cublas_handle_)",
+        "CUDNN failure 4003: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "CUDNN failure 2003: CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED; CUDNN_STATUS_ALLOC_FAILED",
     ],
 )
@@ -176,7 +213,7 @@ def test_a_model_for_gpus_says_what_to_do_without_one(device: Device, words: str
 def test_a_model_that_can_do_without_a_gpu_uses_the_cpu_only_if_that_is_allowed(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model.write(tmp_path / "tiny")
+    model = tiny_model.write(tmp_path / "tiny", precision=Precision.FP16)
     monkeypatch.setattr("worker.engine.loading.has_cuda", lambda: True)
     with pytest.raises(GpuUnusable):
         load(model, EngineSettings(device=Device.AUTO))
@@ -184,12 +221,26 @@ def test_a_model_that_can_do_without_a_gpu_uses_the_cpu_only_if_that_is_allowed(
         assert engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
 
 
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_a_model_for_cpus_runs_there_whatever_else_there_is(
+    precision: Precision, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime has no attention in float32 for CUDA: it would take the CPU's, and keep none of what that writes."""
+    model = tiny_model.write(tmp_path / "tiny", precision=precision)
+    monkeypatch.setattr("worker.engine.loading.has_cuda", lambda: True)
+    with load(model, EngineSettings(threads=1, context_tokens_max=64)) as engine:
+        assert engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
+    with pytest.raises(EngineError, match=f"stored in {precision}, which is for CPUs; .*--precision bf16"):
+        load(model, EngineSettings(device=Device.CUDA))
+
+
 def test_why_a_model_runs_on_the_cpu_is_told_once(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     caplog.set_level("INFO")
-    with load(tiny_model.write(tmp_path / "tiny"), EngineSettings(threads=1, context_tokens_max=64)) as engine:
+    model = tiny_model.write(tmp_path / "tiny", precision=Precision.FP16)
+    with load(model, EngineSettings(threads=1, context_tokens_max=64)) as engine:
         engine.submit(Prompt((1, 2), Sampling(seed=0), 3)).result(30)
     [told] = [record for record in caplog.records if record.message == "model runs on the CPU"]
     assert "for CPUs only; replace it with: pip install 'gristmill[gpu]'" in vars(told)["reason"]
@@ -213,6 +264,33 @@ def test_the_memory_of_a_card_is_copied_within_and_both_ways() -> None:
     assert cuda.events == 0, "an event was left behind"
     memory.close()
     assert not cuda.blocks
+
+
+def test_planes_may_lie_further_apart_than_one_copy_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a cache of 130 GB for a model of 16 layers."""
+    cuda = FakeCuda()
+    memory = CudaMemory(0, cuda)
+    monkeypatch.setattr("worker.engine.device.cuda_memory._STRIDE_MAX", 63)
+    cuda.pitch_max = 63
+    address, out = memory.allocate(4 * 32), memory.host_array(4 * 32)
+    sent = np.arange(32, dtype=np.float32)
+    memory.upload(address, sent)
+    memory.copy_planes(address + 16, address, 8, 64, 2)
+    memory.download(out, address)
+    sent[4:6], sent[20:22] = sent[:2].copy(), sent[16:18].copy()
+    assert out.view(np.float32).tolist() == sent.tolist()
+
+
+def test_every_thread_says_which_card_it_means_and_is_not_hindered_by_what_others_capture() -> None:
+    cuda = FakeCuda()
+    memory = CudaMemory(0, cuda)
+    for _ in range(2):
+        memory.wait()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(memory.wait).result()
+        other.submit(memory.wait).result()
+    assert len(cuda.threads) == len(set(cuda.threads)) == 2
+    assert cuda.calls.count("cudaThreadExchangeStreamCaptureMode") == 2
 
 
 def test_a_full_card_and_a_broken_one_are_told_apart() -> None:
