@@ -1,5 +1,6 @@
 """Part `engine`: whole sets of prompts through the engine, and what share of the roofline that is."""
 
+from collections.abc import Callable
 from itertools import product
 from time import perf_counter
 from typing import Any
@@ -9,6 +10,7 @@ from benchmarks.gpu.given import Given
 from benchmarks.gpu.opened import Opened, open_shape
 from benchmarks.gpu.sets import SETS, TINY, PromptSet
 from worker.engine import Engine, EngineSettings, Prompt, Sampling
+from worker.engine.device.memory import DeviceMemory
 
 
 def measure(given: Given) -> dict[str, Any]:
@@ -21,6 +23,9 @@ def measure(given: Given) -> dict[str, Any]:
         chunk_tokens=64 if given.is_tiny else 8192,
     )
     opened = open_shape(given.shape, given.device, settings)
+    watch = Watch()
+    if opened.memory is not None:
+        watch.over(opened.memory)
     began, found = perf_counter(), {}
     # One engine for all: what a thread has captured is captured for this thread alone.
     with Engine(opened.runner(), settings) as engine:
@@ -29,13 +34,36 @@ def measure(given: Given) -> dict[str, Any]:
                 print("  the time of this part is up", flush=True)
                 break
             title = f"{name}, sampled" if temperature else name
-            found[title] = _answered(given, opened, engine, prompts, temperature)
+            found[title] = _answered(given, opened, engine, prompts, temperature, watch)
             print(f"  {title}: {found[title]['output_tokens_a_second']:,.0f} output tokens a second", flush=True)
             given.tell(found)
     return found
 
 
-def _answered(given: Given, opened: Opened, engine: Engine, prompts: PromptSet, temperature: float) -> dict[str, Any]:
+class Watch:
+    """Sums up how long the host waits for the card; the rest of its time is its own work."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, memory: DeviceMemory) -> None:
+        """Watch all waiting for this memory from now on."""
+        mark, wait = memory.mark, memory.wait
+        memory.mark = lambda: self._timed(mark())  # type: ignore[method-assign]
+        memory.wait = self._timed(wait)  # type: ignore[method-assign]
+
+    def _timed(self, wait: Callable[[], None]) -> Callable[[], None]:
+        def timed() -> None:
+            began = perf_counter()
+            wait()
+            self.seconds += perf_counter() - began
+
+        return timed
+
+
+def _answered(
+    given: Given, opened: Opened, engine: Engine, prompts: PromptSet, temperature: float, watch: Watch
+) -> dict[str, Any]:
     """After some prompts of the same length, by which the shapes of its first steps are captured."""
     ids = prompts.prompts(opened.spec.vocabulary, seed=int(temperature))
     asked = [
@@ -44,7 +72,7 @@ def _answered(given: Given, opened: Opened, engine: Engine, prompts: PromptSet, 
     others = prompts.prompts(opened.spec.vocabulary, seed=7)[: engine.slots]
     for future in [engine.submit(Prompt(one, asked[0].sampling, 2)) for one in others]:
         future.result()
-    before, began = engine.progress, perf_counter()
+    before, waited, began = engine.progress, watch.seconds, perf_counter()
     for future in [engine.submit(one) for one in asked]:
         assert len(future.result()[0].token_ids) == prompts.answer
     seconds, after = perf_counter() - began, engine.progress
@@ -58,6 +86,7 @@ def _answered(given: Given, opened: Opened, engine: Engine, prompts: PromptSet, 
         "prompt_tokens": prompts.tokens_in,
         "prompt_tokens_computed": computed,
         "steps": steps,
+        "host_ms_a_step": 1e3 * (busy - (watch.seconds - waited)) / steps,
         "outside_runner_ms_a_step": 1e3 * (busy - (after.runner_seconds - before.runner_seconds)) / steps,
         **_share(given, opened, prompts, engine.slots, seconds),
     }

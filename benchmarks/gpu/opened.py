@@ -11,6 +11,7 @@ import onnxruntime as ort
 from benchmarks.gpu import shapes
 from worker.engine import EngineSettings
 from worker.engine.device import gpu
+from worker.engine.device.memory import DeviceMemory
 from worker.engine.device.sampler import DeviceSampler
 from worker.engine.paged import opening
 from worker.engine.paged.cpu_session import CpuPagedSession
@@ -36,6 +37,8 @@ class Opened:
     room: Room
     cache_element_bytes: int
     sampler: DeviceSampler | None = None
+    memory: DeviceMemory | None = None
+    """Of the card; none where there is none."""
 
     def runner(self) -> PagedRunner:
         """With nothing in its pages; the session is the same."""
@@ -66,7 +69,8 @@ def open_spec(spec: ModelSpec, device: str, settings: EngineSettings, cache: Cac
     room = opening.room_on(memory, layout, spec, settings)
     limits = opening.run_limits(room, settings)
     paged = OrtPagedSession(session, memory, layout, room.pages, limits, captures=captures)
-    return Opened(spec, paged, room, element, gpu.open_sampler(memory, paged.logits.place))
+    sampler = gpu.open_sampler(memory, paged.logits.place)
+    return Opened(spec, paged, room, element, sampler, memory)
 
 
 def _on_cpu(spec: ModelSpec, settings: EngineSettings, cache: CacheFormat) -> Opened:

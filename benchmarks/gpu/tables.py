@@ -51,14 +51,14 @@ def _steps(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _engine(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| set | output tokens a second | all tokens a second | prompts computed | outside, a step | roofline |"
-    yield "|---|---|---|---|---|---|"
+    yield "| set | output tokens a second | all | prompts computed | host, a step | of it scheduling | roofline |"
+    yield "|---|---|---|---|---|---|---|"
     for name, one in found.items():
         computed = one["prompt_tokens_computed"] / one["prompt_tokens"]
         share = f"{one['roofline_share']:.0%}" if "roofline_share" in one else ""
         yield (
             f"| {name} | {one['output_tokens_a_second']:,.0f} | {one['tokens_a_second']:,.0f} | {computed:.0%} "
-            f"| {one['outside_runner_ms_a_step']:.2f} ms | {share} |"
+            f"| {one['host_ms_a_step']:.2f} ms | {one['outside_runner_ms_a_step']:.2f} ms | {share} |"
         )
 
 

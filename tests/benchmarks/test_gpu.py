@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.gpu import parts, roofline, shapes, steps
+from benchmarks.gpu import end_to_end, parts, roofline, shapes, steps
+from benchmarks.gpu.end_to_end import Watch
 from benchmarks.gpu.exactness import compare
 from benchmarks.gpu.given import Given
 from benchmarks.gpu.roofline import Rates, Work
@@ -81,6 +83,18 @@ def _hang(*_: Any) -> None:
     threading.Event().wait(60)
 
 
+def test_how_long_the_host_waits_for_the_card_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(end_to_end, "perf_counter", lambda: next(clock))
+    memory, watch = SimpleNamespace(mark=lambda: lambda: None, wait=lambda: None), Watch()
+    watch.over(memory)  # type: ignore[arg-type]
+    marked = memory.mark()
+    assert watch.seconds == 0
+    marked()
+    memory.wait()
+    assert watch.seconds == 2
+
+
 def test_the_fit_finds_what_steps_are_made_of() -> None:
     made = [
         {"tokens": rows, "positions": rows * context, "seconds": 1e-3 + 2e-5 * rows + 3e-9 * rows * context}
@@ -137,7 +151,7 @@ def test_logits_that_differ_are_told_by_how_much() -> None:
 
 def test_others_are_held_against_our_engine_on_the_same_set() -> None:
     ours = {"20 in": {"output_tokens_a_second": 60.0, "tokens_a_second": 1, "prompt_tokens_computed": 1}}
-    ours["20 in"] |= {"prompt_tokens": 1, "outside_runner_ms_a_step": 0}
+    ours["20 in"] |= {"prompt_tokens": 1, "outside_runner_ms_a_step": 0, "host_ms_a_step": 0}
     theirs = {"20 in": {"requests": 6, "output_tokens_a_second": 20.0}}
     text = tables({"engine 8b": {"found": ours}, "vllm 8b": {"found": theirs}, "vllm 1.5b": {"found": theirs}})
     assert "| 20 in | 6 | 20 | 3.0x |" in text

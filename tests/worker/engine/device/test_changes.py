@@ -232,3 +232,39 @@ def test_where_a_device_has_no_memory_for_it_tokens_are_drawn_on_the_host(caplog
 def test_no_graph_has_an_operator_that_a_card_leaves_to_the_cpu(graph: Callable[[int, int], bytes]) -> None:
     nodes = onnx.load_from_string(graph(VOCABULARY, TensorProto.FLOAT)).graph.node
     assert {node.op_type for node in nodes} <= ON_CUDA
+
+
+_REAL = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
+_NUMBERS = _REAL | {TensorProto.INT32, TensorProto.INT64}
+_ALL = _NUMBERS | {TensorProto.BFLOAT16, TensorProto.BOOL, TensorProto.UINT8}
+TYPES = {
+    **dict.fromkeys(("And", "Or"), frozenset({TensorProto.BOOL})),
+    **dict.fromkeys(("Floor", "Log"), _REAL),
+    **dict.fromkeys(("CumSum", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"), _NUMBERS),
+    **dict.fromkeys(("Abs", "Add", "Div", "Max", "Min", "Mul", "ReduceSum", "Sub"), _NUMBERS | {TensorProto.BFLOAT16}),
+    **dict.fromkeys(("Cast", "Gather", "GatherElements", "Identity", "Reshape", "ScatterElements"), _ALL),
+    **dict.fromkeys(("Slice", "Squeeze", "Unsqueeze"), _ALL),
+    "Equal": _NUMBERS | {TensorProto.BOOL},
+    "Exp": _REAL | {TensorProto.BFLOAT16},
+    "GatherND": _REAL | {TensorProto.BFLOAT16, TensorProto.INT64},
+    "Pad": _REAL | {TensorProto.BOOL},
+    "Where": _NUMBERS | {TensorProto.BFLOAT16, TensorProto.UINT8},
+}
+"""Of what is computed, with kernels for CUDA in ONNX Runtime 1.31: docs/OperatorKernels.md, and the classes that the
+library names. Where there is none, the CPU computes it, and copies to it and back are made, without a word.
+"""
+
+
+@pytest.mark.parametrize("logits", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("graph", [*SAMPLERS, edit_graphs.filled], ids=lambda graph: graph.__name__)
+def test_every_operator_is_used_with_types_that_a_card_computes(
+    graph: Callable[[int, int], bytes], logits: int
+) -> None:
+    kind = TensorProto.INT64 if graph is edit_graphs.filled else logits
+    inferred = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph(VOCABULARY, kind)), strict_mode=True).graph
+    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    for node in inferred.node:
+        computed = node.input[1] if node.op_type == "Where" else node.input[0]
+        assert types[computed] in TYPES[node.op_type], f"{node.op_type} of {computed}"
