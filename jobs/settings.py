@@ -58,7 +58,9 @@ class Settings(BaseModel):
     )
     threads: int = Field(2, ge=1, description="CPU threads one worker's model may use.")
     niceness: int = Field(5, ge=0, le=19, description="How far workers give way to what else needs a CPU.")
-    slots: int = Field(64, ge=1, description="Sequences a worker writes at the same time.")
+    slots: int = Field(
+        0, ge=0, description="Sequences a worker writes at the same time; 0 is 64 on a CPU and 256 on a GPU."
+    )
     sequence_tokens: int = Field(
         2048, ge=16, description="Longest prompt with its answer, in tokens, that a worker makes room for."
     )

@@ -32,6 +32,8 @@ from worker.model.spec import ModelSpec
 logger = logging.getLogger(__name__)
 
 _PAGED_CHUNK_TOKENS: Final = 8_192
+_CPU_SLOTS: Final = 64
+_GPU_SLOTS: Final = 256
 
 
 def load(model: ModelFolder, settings: EngineSettings | None = None) -> Engine:
@@ -52,17 +54,22 @@ def open_runner(model: ModelFolder, settings: EngineSettings) -> Runner:
     if is_paged(model.graph_path):
         if settings.device is Device.CPU:
             raise EngineError(f"{model.name} is stored for GPUs; add it again with --precision int8 to use the CPU")
-        return opening.open_runner(model, settings)
+        return opening.open_runner(model, _with_slots(settings, _GPU_SLOTS))
     if precision is Precision.FP16 and _is_cuda_chosen(settings.device, model.name):
-        return _slots_on_cuda(model, settings)
+        return _slots_on_cuda(model, _with_slots(settings, _GPU_SLOTS))
     if precision is not Precision.FP16 and settings.device is Device.CUDA:
         raise EngineError(
             f"{model.name} is stored in {precision}, which is for CPUs; add it again with --precision bf16"
         )
+    settings = _with_slots(settings, _CPU_SLOTS)
     session = open_session(model.graph_path, threads=settings.threads)
     if precision is Precision.INT8:
         return _block_runner(session, model, settings)
     return _slots_on_host(session, model, settings)
+
+
+def _with_slots(settings: EngineSettings, usual: int) -> EngineSettings:
+    return replace(settings, slots_max=settings.slots_max or usual)
 
 
 def _is_cuda_chosen(device: Device, name: str) -> bool:

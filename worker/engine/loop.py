@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from worker.engine import next_token, scheduler
+from worker.engine.allowance import Allowance
 from worker.engine.errors import OutOfMemory
 from worker.engine.inside import Computed, Row, Work
 from worker.engine.lengths import Lengths
@@ -34,7 +35,7 @@ class Loop:
     def __init__(self, runner: Runner, budget: Budget) -> None:
         self.progress = Progress(beat_at=monotonic())
         self._runner = runner
-        self._budget = self._granted = budget
+        self._allowance = Allowance(budget)
         self._waiting = WaitingLine()
         self._stages = Stages(runner.stages)
         self._lengths = Lengths()
@@ -53,7 +54,7 @@ class Loop:
         its end by that needs no row.
         """
         if not self.has_work:
-            self._budget = self._granted
+            self._allowance.restore()
         try:
             _open(ticket.sequences)
         except Exception as error:  # noqa: BLE001  a watcher is others' code
@@ -95,6 +96,7 @@ class Loop:
             self._halve(error)
             return
         output_tokens = self._read() + self._draw(computed)
+        self._allowance.count_step()
         self._count(began, steps=1, prompt_tokens=computed.prompt_tokens, output_tokens=output_tokens)
 
     def drop(self, ticket: Ticket, error: BaseException) -> None:
@@ -112,6 +114,10 @@ class Loop:
         inside = {row.ticket for row in [*self._rows, *drawn]} | {work.entry.ticket for work in self._works}
         for ticket in inside | {entry.ticket for entry in self._waiting}:
             self.drop(ticket, error)
+
+    @property
+    def _budget(self) -> Budget:
+        return self._allowance.budget
 
     @property
     def _running(self) -> int:
@@ -162,14 +168,9 @@ class Loop:
         return min(range(len(self._rows)), key=lambda row: self._rows[row].length)
 
     def _halve(self, error: OutOfMemory) -> None:
-        """Until there is no more work, go on with half of what is inside, and with half of a step's prompt tokens.
-        What leaves is computed again later.
-        """
-        if self._running == self._budget.chunk_tokens == 1:
-            raise error
-        slots, chunk_tokens = max(1, self._running // 2), max(1, self._budget.chunk_tokens // 2)
-        logger.warning("out of memory", extra={"slots": slots, "chunk_tokens": chunk_tokens, "reason": str(error)})
-        self._budget = replace(self._budget, slots=slots, chunk_tokens=chunk_tokens)
+        """Go on with half of what is inside. What leaves is computed again later."""
+        self._allowance.halve(self._running, error)
+        slots = self._budget.slots
         while self._running > slots and self._works:
             self._waiting.put_first(self._works.pop().entry)
         while self._running > slots:

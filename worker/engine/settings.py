@@ -28,8 +28,8 @@ class EngineSettings:
     """Memory for keys and values; 0 takes half of what is free on a CPU, where it is taken as it is touched, and all
     that is free on a GPU.
     """
-    slots_max: int = 64
-    """The most sequences written at once."""
+    slots_max: int = 0
+    """The most sequences written at once; 0 takes 64 on a CPU and 256 on a GPU."""
     stages: int = 4
     """How many beginnings of prompts are kept for those to come that begin alike; int8 and bf16 have a number of
     their own.

@@ -72,7 +72,7 @@ class FakeRunner:
         self.is_closed = False
         self._script = script
         self._crash_at = crash_at
-        self._step_tokens = step_tokens
+        self.step_tokens = step_tokens
         self._feeds_from = feeds_from
         self._pages = pages or slots * -(-context_tokens // page_tokens)
         self._staged: list[list[int]] = [[] for _ in range(stages)]
@@ -92,7 +92,7 @@ class FakeRunner:
         assert len(token_ids) in {0, len(self._rows)}, "rows left out"
         assert len({span.stage for span in spans}) == len(spans) <= self.spans_max, "a stage used twice"
         prompt_tokens = sum(len(span.token_ids) for span in spans)
-        if prompt_tokens + len(token_ids) > self._step_tokens:
+        if prompt_tokens + len(token_ids) > self.step_tokens:
             raise OutOfMemory("scripted")
         self.steps.append((prompt_tokens, len(token_ids)))
         texts = []
@@ -119,7 +119,7 @@ class FakeRunner:
 
     def feed(self, row: int, token_ids: Sequence[int]) -> None:
         assert self.feeds(len(token_ids), len(self._rows[row]))
-        if len(token_ids) > self._step_tokens:
+        if len(token_ids) > self.step_tokens:
             raise OutOfMemory("scripted")
         self.fed.add((tuple(self._rows[row]), tuple(token_ids)))
         self._rows[row] += token_ids

@@ -22,6 +22,7 @@ from worker.engine import (
     PromptRefused,
     PromptTooLong,
     Sampling,
+    allowance,
 )
 from worker.engine.sampling import Mask
 
@@ -143,6 +144,25 @@ def test_an_engine_takes_its_full_load_again_after_it_ran_out_of_memory_and_of_w
             runner.fullest = 0
             answer(engine.submit(greedy((1, 2, 3), 9, choices=6)))
             assert runner.fullest == 6
+
+
+def test_an_engine_that_never_rests_takes_its_full_load_again_some_time_after_it_ran_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(allowance, "STEPS_BEFORE_MORE", 3)
+    fullest_before = []
+
+    def find_memory(text: Sequence[int]) -> int:
+        if len(runner.steps) > 10 and runner.step_tokens == 3:
+            fullest_before.append(runner.fullest)
+            runner.step_tokens = 10**9
+        return scramble(text)
+
+    runner = FakeRunner(slots=8, step_tokens=3, script=find_memory)
+    with running(runner, EngineSettings(chunk_tokens=4)) as engine:
+        for future in [engine.submit(greedy((1, number), 20)) for number in range(40)]:
+            answer(future)
+    assert fullest_before[0] < runner.fullest == 8
 
 
 def test_an_engine_that_finds_no_memory_for_a_single_token_fails() -> None:

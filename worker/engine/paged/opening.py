@@ -74,7 +74,7 @@ def sized(make: Callable[[int], T], memory: CudaMemory, settings: EngineSettings
         raise gpu.GpuUnusable(
             f"beside the model it has {free:,} bytes left, and texts of {settings.context_tokens_max:,} tokens take "
             f"{error.slot_bytes:,} at least; end what else runs on it (nvidia-smi shows it), choose a smaller model, "
-            "or shorten the context"
+            "lower GRISTMILL_SLOTS, or shorten the context"
         ) from error
 
 
