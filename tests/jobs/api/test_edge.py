@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from jobs.api.app import create_app
+from jobs.api.auth import first_repeated
 from jobs.api.edge import READ_RATE, READ_SECONDS, patience_left
 from jobs.hints import Hints
 from jobs.settings import Settings
@@ -66,6 +67,26 @@ def test_a_body_that_stops_arriving_is_given_up_and_nothing_of_it_stays(
     deadline = time.monotonic() + 10
     while making.scalar(ledger, left) != 0:
         assert time.monotonic() < deadline, "what had arrived is still there"
+
+
+class Counted(str):
+    """A text that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)  # type: ignore[arg-type]
+
+    __hash__ = str.__hash__
+
+
+def test_a_name_that_comes_twice_is_found_in_one_pass() -> None:
+    """An address has room for thousands of names, and is read before its key is known."""
+    names = [Counted(number) for number in range(2_000)]
+    assert first_repeated(names) is None
+    assert Counted.compared < 10 * len(names)
+    assert first_repeated([*names, Counted(7), Counted(5)]) == "7"
 
 
 def trickle(opened: socket.socket, byte: bytes) -> bytes:
