@@ -221,14 +221,14 @@ def read(engine: Engine, file_id: str, *, start: int = 0, stop: int | None = Non
 
 
 def sweep(connection: Connection) -> int:
-    """Delete expired files and uploads that a day has not finished; how many."""
+    """Delete some expired files, and some that a day has not finished; how many. A few at once: they may be large."""
     done = connection.execute(
         text("""
             DELETE FROM file
              WHERE id IN (SELECT id FROM file
                            WHERE expires_at < now()
                               OR (state = 'uploading' AND created_at < now() - interval '1 day')
-                           LIMIT 100 FOR UPDATE SKIP LOCKED)
+                           LIMIT 10 FOR UPDATE SKIP LOCKED)
         """)
     )
     return done.rowcount

@@ -189,16 +189,22 @@ def cancel(connection: Connection, project_id: str, upload_id: str) -> Upload:
 
 
 def sweep(connection: Connection) -> int:
-    """Delete the bytes of expired uploads, and uploads that ended long ago; how many of the latter."""
-    connection.execute(
+    """Delete some of the parts of uploads that have expired, and uploads that ended long ago; how many of both.
+
+    A few parts at once: they may be large. Not before ten minutes: a transaction that found the upload alive may still
+    be making its parts a file.
+    """
+    parts = connection.execute(
         text("""
-            DELETE FROM file WHERE id IN (
-                SELECT p.file_id FROM upload_part p JOIN upload u ON u.id = p.upload_id
-                 WHERE u.state = 'pending' AND u.expires_at <= now() LIMIT 1000)
+            DELETE FROM file
+             WHERE id IN (SELECT f.id FROM upload u
+                            JOIN upload_part p ON p.upload_id = u.id JOIN file f ON f.id = p.file_id
+                           WHERE u.state = 'pending' AND u.expires_at < now() - interval '10 minutes'
+                           LIMIT 10 FOR UPDATE OF f SKIP LOCKED)
         """)
     )
-    done = connection.execute(text("DELETE FROM upload WHERE expires_at < now() - interval '1 day'"))
-    return done.rowcount
+    ended = connection.execute(text("DELETE FROM upload WHERE expires_at < now() - interval '1 day'"))
+    return parts.rowcount + ended.rowcount
 
 
 def _placed(connection: Connection, upload_id: str) -> list[str]:

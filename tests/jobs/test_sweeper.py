@@ -141,3 +141,29 @@ def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(ledger: Engin
     assert done.wait(20)
     sweeper.stop()
     hints.close(timeout_seconds=0.01)
+
+
+def test_what_comes_in_slices_goes_on_as_long_as_there_is_more(ledger: Engine, heard: Heard) -> None:
+    """One slice each ten seconds would be 8,640 a day, and there may be more batches than that."""
+    for n in range(25):
+        making.upload(ledger, b"x")
+        making.create(ledger, f"file-none-{n}")
+    old = "UPDATE batch SET state = 'failed', failed_at = now() - interval '99 days'"
+    database.run(ledger, lambda c: c.execute(text(old)))
+    database.run(ledger, lambda c: c.execute(text("UPDATE file SET expires_at = now()")))
+    sweep(ledger, heard)
+    assert making.scalar(ledger, "SELECT count(*) FROM file") == 0
+    assert making.scalar(ledger, "SELECT count(*) FROM batch WHERE cleared_at IS NULL") == 0
+
+
+def test_a_duty_that_goes_wrong_in_an_unforeseen_way_keeps_no_other_from_being_done(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    hints = Hints(f"redis+socket://{tmp_path}/none.sock?virtual_host=0")
+    sweeper = Sweeper(ledger, hints, Settings(sweep_seconds=0.01))
+    done = threading.Event()
+    sweeper.duties = [Duty("wrong", 0.0, lambda _: 1 // 0), Duty("possible", 0.0, lambda _: done.set())]
+    sweeper.start()
+    assert done.wait(20)
+    sweeper.stop()
+    hints.close(timeout_seconds=0.01)
