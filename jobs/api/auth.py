@@ -1,6 +1,7 @@
 """Who asks: the key in the Authorization header decides whose objects a request may see, and how much it may ask."""
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Annotated
 from uuid import UUID
 
@@ -33,21 +34,29 @@ async def caller_of(request: Request, services: WithServices) -> AsyncIterator[C
     caller, limits = await run_in_threadpool(_admit, services, key)
     for scope in sorted(scopes_for(request.method, path)):
         caller.require(scope)
-    if not is_upload(request.method, path):
-        yield caller
-        return
+    with services.at_once.one_of(caller.project_id):
+        if is_upload(request.method, path):
+            async with _permitted(request, services, caller, limits):
+                yield caller
+        else:
+            yield caller
+
+
+ByCaller = Annotated[Caller, Depends(caller_of)]
+
+
+@asynccontextmanager
+async def _permitted(request: Request, services: Services, caller: Caller, limits: Limits) -> AsyncIterator[None]:
+    """An upload has its permit, for as long as this lasts."""
     size = request.headers.get("content-length", "")
     permit = await run_in_threadpool(
         _permit, services, caller, limits, int(size) if size.isascii() and size.isdigit() else 0
     )
     try:
-        yield caller
+        yield
     finally:
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(database.run, services.engine, lambda c: quotas.end_upload(c, permit))
-
-
-ByCaller = Annotated[Caller, Depends(caller_of)]
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:

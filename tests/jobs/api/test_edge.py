@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
+from jobs import database, keys
 from jobs.api.app import create_app
 from jobs.api.auth import first_repeated
 from jobs.api.edge import READ_RATE, READ_SECONDS, patience_left
@@ -228,6 +229,29 @@ def test_a_client_who_leaves_the_rest_of_its_answer_is_cut_off(
                 assert time.monotonic() < deadline, "the connection is kept"
                 time.sleep(0.01)
             assert len(answer_to(opened, b"")) < 60_000
+
+
+def test_a_project_that_asks_for_all_leaves_room_for_others(ledger: Engine, key: str, hints: Hints) -> None:
+    app = create_app(ledger, hints, Settings(requests_at_once=8))
+    other = database.run(ledger, lambda c: keys.create(c, name="test", project_id="other"))
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n"
+
+    def status(key: str) -> int:
+        return httpx.get(f"{address}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, served(app, listening):
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with ExitStack() as waiting:
+            for _ in range(7):
+                opened = waiting.enter_context(connection(address))
+                opened.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            deadline = time.monotonic() + 20
+            while making.scalar(ledger, "SELECT count(*) FROM batch WHERE is_direct") != 7:
+                assert time.monotonic() < deadline
+            assert (status(key), status(other)) == (429, 200)
+        while status(key) != 200:
+            assert time.monotonic() < deadline, "those who left still count"
 
 
 def test_more_requests_at_once_than_are_answered_are_told_to_come_again(ledger: Engine, key: str, hints: Hints) -> None:
