@@ -106,11 +106,10 @@ class Sweeper:
         return retention.clear(connection, retention_days=self._settings.retention_days)
 
     def _hint_again(self, connection: Connection) -> None:
-        for batch_id in batches.in_states(connection, BatchState.VALIDATING):
-            self._hints.ingest(batch_id)
-        for batch_id in batches.in_states(connection, BatchState.FINALIZING, BatchState.CANCELLING):
-            self._hints.finalize(batch_id)
-        for model in _models_with_work(connection):
+        """Not for ever: what nobody takes would pile up in the broker, and workers look for themselves too."""
+        for batch_id, state in _unattended(connection):
+            (self._hints.ingest if state is BatchState.VALIDATING else self._hints.finalize)(batch_id)
+        for model in _models_with_work(connection, silent_seconds=self._settings.lease_seconds):
             self._hints.pump(model)
 
 
@@ -132,7 +131,21 @@ def _close_answered(connection: Connection) -> None:
         batches.close_if_answered(connection, batch_id)
 
 
-def _models_with_work(connection: Connection) -> list[str]:
+def _unattended(connection: Connection) -> list[tuple[int, BatchState]]:
+    """Batches that have waited for an io worker, though not for long."""
+    rows = connection.execute(
+        text("""
+            SELECT id, state FROM batch
+             WHERE state IN ('validating', 'finalizing', 'cancelling') AND owner IS NULL
+               AND coalesce(cancelling_at, finalizing_at, created_at) > now() - interval '10 minutes'
+             ORDER BY id LIMIT 100
+        """)
+    )
+    return [(row.id, BatchState(row.state)) for row in rows]
+
+
+def _models_with_work(connection: Connection, *, silent_seconds: float) -> list[str]:
+    """Those with a living worker: one that is only being started will look for itself."""
     rows = connection.execute(
         text("""
             SELECT DISTINCT b.model FROM batch b
@@ -140,6 +153,9 @@ def _models_with_work(connection: Connection) -> list[str]:
                                   WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now()
                                   LIMIT 1) AS ready
              WHERE b.state = 'in_progress'
-        """)
+               AND EXISTS (SELECT 1 FROM worker w
+                            WHERE w.model = b.model AND w.heartbeat_at > now() - make_interval(secs => :silent_seconds))
+        """),
+        {"silent_seconds": silent_seconds},
     )
     return [row[0] for row in rows]

@@ -124,7 +124,8 @@ def test_what_is_asked_again_and_again_is_not_asked_of_every_file_or_batch(ledge
     made = """
         INSERT INTO project (id) VALUES ('other');
         INSERT INTO file (id, project_id, purpose, filename, state, size_bytes, expires_at)
-        SELECT 'file-' || n, CASE WHEN n % 10 = 0 THEN 'default' ELSE 'other' END, 'batch', 'x.jsonl', 'ready', n, now() + interval '1 day'
+        SELECT 'file-' || n, CASE WHEN n % 10 = 0 THEN 'default' ELSE 'other' END, 'batch', 'x.jsonl', 'ready', n,
+               now() + interval '1 day'
           FROM generate_series(1, 20000) n;
         INSERT INTO batch (public_id, project_id, endpoint, completion_window, state, expires_at)
         SELECT 'batch_' || n, 'default', 'x', '24h', 'completed', now() FROM generate_series(1, 20000) n

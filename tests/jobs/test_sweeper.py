@@ -47,6 +47,16 @@ def test_a_batch_whose_hint_was_lost_is_hinted_again(ledger: Engine, heard: Hear
     assert heard.said == [("ingest", waiting.id), ("pump", "tiny")]
 
 
+def test_nothing_is_hinted_for_ever_to_workers_that_are_not_there(ledger: Engine, heard: Heard) -> None:
+    """Each hint that nobody takes stays in the broker."""
+    making.create(ledger, "file-a")
+    making.ingest(ledger, [making.line("a")])
+    database.run(ledger, lambda c: c.execute(text("UPDATE batch SET created_at = now() - interval '11 minutes'")))
+    database.run(ledger, lambda c: c.execute(text("UPDATE worker SET heartbeat_at = now() - interval '61 s'")))
+    sweep(ledger, heard)
+    assert heard.said == []
+
+
 def test_a_batch_whose_last_flush_died_before_asking_is_closed(ledger: Engine, heard: Heard) -> None:
     batch = making.ingest(ledger, [making.line("a")])
     database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET state = 'done'")))
