@@ -14,8 +14,8 @@ KEYS_MAX = 100
 class Strict(BaseModel):
     """An object of the wire: no key but those named, and no `"1"` for 1.
 
-    A body has room for millions of faults, of which one is told, and each takes a microsecond and a kilobyte: so lists of
-    any length fail at the first (`fail_fast`), and objects at their number of keys.
+    A body has room for millions of faults, of which one is told, and each takes some microseconds and a kilobyte: so
+    lists of any length fail at their first (`fail_fast`), and objects at their number of keys.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
