@@ -369,3 +369,12 @@ def test_of_very_many_unknown_keys_the_first_is_told() -> None:
     assert (refused.value.code, refused.value.param) == ("unknown_parameter", "key 0")
     with pytest.raises(BadRequest, match="you must provide a model"):
         chat.read({f"key {n}": 1 for n in range(200)})
+
+
+def test_an_unknown_key_without_end_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.contract.errors.difflib.get_close_matches", lambda word, *_, **__: [word[:0]])
+    with pytest.raises(BadRequest, match="Did you mean"):
+        chat.read(BODY | {"temprature": 1})
+    with pytest.raises(BadRequest) as refused:
+        chat.read(BODY | {"temprature" * 1000: 1})
+    assert "Did you mean" not in refused.value.message
