@@ -21,9 +21,10 @@ from jobs import database, migrate
 def save(database_url: str, target: Path) -> int:
     """Write everything into `target`, which appears when it is whole; its size in bytes."""
     draft = target.with_name(f".{target.name}.draft")
+    draft.unlink(missing_ok=True)
     try:
+        draft.touch(0o600)  # it holds prompts, answers and the digests of keys
         _run("pg_dump", "--format=custom", "--no-owner", "--no-acl", f"--file={draft}", database_url=database_url)
-        draft.chmod(0o600)  # it holds prompts, answers and the digests of keys
         with draft.open("rb") as written:
             os.fsync(written.fileno())
         draft.replace(target)

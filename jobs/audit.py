@@ -3,10 +3,8 @@
 It may be asked at any moment: what is still under way is no fault, unless nobody has moved it for a while.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
-from itertools import zip_longest
 
 from sqlalchemy import Connection, Engine, text
 
@@ -26,16 +24,19 @@ def faults(engine: Engine, settings: Settings, *, patience_seconds: float = 60) 
     retention deletes are left out.
     """
     yield from database.run(engine, _strays)
-    for file_id, size in database.run(engine, _ready_files):
-        if _size(engine, file_id) != size and (file_id, size) in database.run(engine, _ready_files):
-            yield f"The file {file_id} has not the bytes that it should have."
+    read: set[str] = set()
     for batch_id in database.run(engine, lambda c: _kept(c, settings.retention_days)):
         batch, found = database.run(engine, partial(_look, batch_id=batch_id, patience_seconds=patience_seconds))
         if batch is None:
             continue
         yield from (f"{batch.public_id}: {fault}" for fault in found)
         if batch.state in TERMINAL and not batch.is_direct:
-            yield from (f"{batch.public_id}: {fault}" for fault in _file_faults(engine, batch))
+            results = [file for file in _result_files(engine, batch) if file.id not in read]
+            read.update(file.id for file in results)
+            yield from _result_faults(engine, batch, results)
+    for file_id in database.run(engine, _ready_files):
+        if file_id not in read:
+            yield from _size_faults(engine, file_id, _size(engine, file_id))
 
 
 def _kept(connection: Connection, retention_days: int) -> list[int]:
@@ -234,10 +235,9 @@ def _strays(connection: Connection) -> list[str]:
     return [row[0] for row in found]
 
 
-def _ready_files(connection: Connection) -> list[tuple[str, int]]:
-    """Each file that someone may read, and its size."""
-    rows = connection.execute(text("SELECT id, size_bytes FROM file WHERE state = 'ready' ORDER BY created_at"))
-    return [(row.id, row.size_bytes) for row in rows]
+def _ready_files(connection: Connection) -> list[str]:
+    """Each file that someone may read."""
+    return list(connection.execute(text("SELECT id FROM file WHERE state = 'ready' ORDER BY created_at")).scalars())
 
 
 def _size(engine: Engine, file_id: str) -> int | None:
@@ -248,27 +248,81 @@ def _size(engine: Engine, file_id: str) -> int | None:
         return None
 
 
-def _file_faults(engine: Engine, batch: Batch) -> Iterator[str]:
-    """The files of an ended batch are, byte for byte and in order, what its tables say; a deleted one says nothing."""
-    for kind, file_id, is_ok in (("output", batch.output_file_id, True), ("error", batch.error_file_id, False)):
-        if file_id is None or not database.run(engine, partial(_is_there, batch=batch, file_id=file_id)):
-            continue
-        expected = (export.line(batch, row) for row in export.rows(engine, batch.id) if bool(row.ok) is is_ok)
-        stored = files.lines(files.read(engine, file_id), size_max=LINE_SIZE_MAX)
-        with suppress(files.Damaged):  # which is a fault of the file, and told as such
-            if (number := _first_difference(expected, stored)) is not None:
-                yield f"its {kind} file differs from its results, first in line {number}"
+def _size_faults(engine: Engine, file_id: str, found: int | None) -> Iterator[str]:
+    """`found` is how many bytes were read; a file that was deleted meanwhile has no fault."""
+    query = text("SELECT size_bytes FROM file WHERE id = :id")
+    expected = database.run(engine, lambda c: c.execute(query, {"id": file_id}).scalar_one_or_none())
+    if expected is not None and found != expected:
+        yield f"The file {file_id} has not the bytes that it should have."
+
+
+class _ResultFile:
+    """A file of an ended batch, read once, beside the lines that its tables say it has."""
+
+    def __init__(self, engine: Engine, kind: str, file_id: str) -> None:
+        self.id = file_id
+        self.kind = kind
+        self.difference: int | None = None
+        """The number of the first line that is another, from 1."""
+        self.size_bytes: int | None = 0
+        """What could be read so far; None once a part was damaged."""
+        self._lines = files.lines(self._parts(engine), size_max=LINE_SIZE_MAX)
+        self._number = 0
+
+    def expect(self, line: bytes) -> None:
+        """The next line is this one."""
+        self._number += 1
+        found = next(self._lines, None)
+        if self.difference is None and (found is None or found + b"\n" != line):
+            self.difference = self._number
+
+    def end(self) -> None:
+        """Nothing more is expected."""
+        if next(self._lines, None) is not None and self.difference is None:
+            self.difference = self._number + 1
+        for _ in self._lines:
+            pass
+
+    def _parts(self, engine: Engine) -> Iterator[bytes]:
+        try:
+            for part in files.read(engine, self.id):
+                assert self.size_bytes is not None
+                self.size_bytes += len(part)
+                yield part
+        except files.Damaged:
+            self.size_bytes = None
+
+
+def _result_files(engine: Engine, batch: Batch) -> list[_ResultFile]:
+    """The files of an ended batch that were not deleted."""
+    named = (("output", batch.output_file_id), ("error", batch.error_file_id))
+    return [
+        _ResultFile(engine, kind, file_id)
+        for kind, file_id in named
+        if file_id is not None and database.run(engine, partial(_is_there, batch=batch, file_id=file_id))
+    ]
+
+
+def _result_faults(engine: Engine, batch: Batch, results: list[_ResultFile]) -> Iterator[str]:
+    """Result files are, byte for byte and in order, what the batch's tables say."""
+    by_kind = {file.kind: file for file in results}
+    for row in export.rows(engine, batch.id) if results else ():
+        if (file := by_kind.get("output" if row.ok else "error")) is not None:
+            file.expect(export.line(batch, row))
+    for file in results:
+        file.end()
+        yield from _size_faults(engine, file.id, file.size_bytes)
+        is_damaged = file.size_bytes is None  # which was told
+        if (
+            file.difference
+            and not is_damaged
+            and database.run(engine, partial(_is_there, batch=batch, file_id=file.id))
+        ):
+            yield f"{batch.public_id}: its {file.kind} file differs from its results, first in line {file.difference}"
 
 
 def _is_there(connection: Connection, *, batch: Batch, file_id: str) -> bool:
     return files.peek(connection, batch.project_id, file_id) is not None
-
-
-def _first_difference(expected: Iterable[bytes], stored: Iterable[bytes | None]) -> int | None:
-    for number, (one, other) in enumerate(zip_longest(expected, stored), start=1):
-        if one is None or other is None or one != other + b"\n":
-            return number
-    return None
 
 
 def _numbers(connection: Connection, query: str, batch: Batch) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, func, select, text, true
+from sqlalchemy import Connection, Row, bindparam, case, func, literal_column, select, text, true
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, insert
 from sqlalchemy.types import Text
 
@@ -82,6 +82,19 @@ SUMS = (
 )
 # With what its tally says now: one statement, made once, for it is asked again and again while a batch runs.
 COUNTED = select(*COLUMNS, *SUMS.c).select_from(table.join(SUMS, true())).where(table.c.is_direct.is_(False))
+LISTED_FAULTS = 100
+FIRST_FAULTS = literal_column(
+    f"""
+    json_build_object('object', 'list', 'data', (
+        SELECT json_agg(fault ORDER BY number) FROM json_array_elements(batch.errors -> 'data')
+               WITH ORDINALITY AS told(fault, number) WHERE number <= {LISTED_FAULTS}))
+    """,  # noqa: S608  a number of ours
+    JSON,
+)
+LISTED = COUNTED.with_only_columns(
+    *(column for column in COUNTED.selected_columns if column.name != "errors"),
+    case((table.c.errors.is_not(None), FIRST_FAULTS)).label("errors"),
+)
 ONE = COUNTED.where(table.c.public_id == bindparam("public_id"), table.c.project_id == bindparam("project_id"))
 
 
@@ -138,8 +151,11 @@ def get(connection: Connection, project_id: str, public_id: str) -> Batch:
 
 
 def find(connection: Connection, project_id: str, *, limit: int, after: str | None) -> Page:
-    """A page of this project's batches, newest first, starting behind the batch `after`."""
-    query = COUNTED.where(table.c.project_id == project_id)
+    """A page of this project's batches, newest first, starting behind the batch `after`.
+
+    Of the faults of each, only the first LISTED_FAULTS: a page of batches with all of theirs would fill the memory.
+    """
+    query = LISTED.where(table.c.project_id == project_id)
     if after is not None:
         query = query.where(table.c.id < get(connection, project_id, after).id)
     rows = connection.execute(query.order_by(table.c.id.desc()).limit(limit + 1)).all()
@@ -147,11 +163,15 @@ def find(connection: Connection, project_id: str, *, limit: int, after: str | No
 
 
 def cancel(connection: Connection, project_id: str, public_id: str) -> Batch:
-    """Seal a batch: what is stored stays, nothing else will be. Conflict once it has ended otherwise."""
+    """Seal a batch: what is stored stays, nothing else will be. Conflict once it has ended otherwise.
+
+    The epoch grows: files that are being written of it, say of its expiry, tell of another end.
+    """
     batch = get(connection, project_id, public_id)
     moved = connection.execute(
         text("""
-            UPDATE batch SET state = 'cancelling', outcome = 'cancelled', cancelling_at = now(), owner = NULL
+            UPDATE batch SET state = 'cancelling', outcome = 'cancelled', cancelling_at = now(),
+                             owner = NULL, epoch = epoch + 1
              WHERE id = :id AND state = ANY(:sources)
         """).bindparams(bindparam("sources", type_=ARRAY(Text))),
         {"id": batch.id, "sources": sources(BatchState.CANCELLING)},
@@ -322,12 +342,10 @@ def by_id(connection: Connection, batch_id: int) -> Batch | None:
     return None if row is None else _batch(row)
 
 
-def in_states(connection: Connection, *states: BatchState) -> list[tuple[int, str | None]]:
-    """Id and model of every batch in one of `states`."""
-    rows = connection.execute(
-        select(table.c.id, table.c.model).where(table.c.state.in_([state.value for state in states]))
-    )
-    return [(row[0], row[1]) for row in rows]
+def in_states(connection: Connection, *states: BatchState) -> list[int]:
+    """The id of every batch in one of `states`."""
+    query = select(table.c.id).where(table.c.state.in_([state.value for state in states]))
+    return list(connection.execute(query).scalars())
 
 
 def _batch(row: object) -> Batch:
@@ -337,7 +355,7 @@ def _batch(row: object) -> Batch:
     return Batch(**values)
 
 
-def _counted(row: Row[Any]) -> Batch:
+def _counted(row: Row[*tuple[Any, ...]]) -> Batch:
     """A batch of COUNTED. One that has ended, or has no answer yet, has its counts in its own row."""
     batch = _batch(row)
     if row.live_completed is None:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from jobs import leases, results
 from jobs.contract.batch import ENDPOINT
+from jobs.errors import BadRequest
 from jobs.states import BatchState
 from jobs.tables import batch as table
 from jobs.tables import request
@@ -37,10 +38,11 @@ def new_id() -> str:
 def submit(connection: Connection, project_id: str, body: dict[str, object], *, model: str, public_id: str) -> Direct:
     """Queue the body of a chat completion, already checked, under an id of the caller's making.
 
-    `model` is the one that the body means, perhaps by another name.
+    `model` is the one that the body means, perhaps by another name. BadRequest for a body too deep to be written.
 
     Promise: one id is one completion, so a transaction whose COMMIT was lost may be run again.
     """
+    line = _line(body)
     statement = insert(table).values(
         public_id=public_id,
         project_id=project_id,
@@ -56,12 +58,7 @@ def submit(connection: Connection, project_id: str, body: dict[str, object], *, 
     )
     made = connection.execute(statement.on_conflict_do_nothing().returning(table.c.id)).scalar_one_or_none()
     if made is not None:
-        line = {"custom_id": CUSTOM_ID, "method": "POST", "url": ENDPOINT, "body": body}
-        connection.execute(
-            request.insert().values(
-                batch_id=made, line_no=LINE_NO, custom_id=CUSTOM_ID, line=orjson.dumps(line).decode()
-            )
-        )
+        connection.execute(request.insert().values(batch_id=made, line_no=LINE_NO, custom_id=CUSTOM_ID, line=line))
         leases.insert(connection, made, [[LINE_NO]])
     columns = (table.c.id, table.c.public_id, table.c.created_at, table.c.model)
     return Direct(*connection.execute(select(*columns).where(table.c.public_id == public_id)).one())
@@ -89,3 +86,11 @@ def sweep(connection: Connection) -> int:
     for row in rows:
         drop(connection, row[0])
     return len(rows)
+
+
+def _line(body: dict[str, object]) -> str:
+    """What is read may be nested more deeply than what is written."""
+    try:
+        return orjson.dumps({"custom_id": CUSTOM_ID, "method": "POST", "url": ENDPOINT, "body": body}).decode()
+    except orjson.JSONEncodeError as error:
+        raise BadRequest(f"This body is not parseable as valid JSON: {error}.") from error

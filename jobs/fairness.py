@@ -1,15 +1,18 @@
 """Which batch a free worker serves next."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import BigInteger
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A batch in progress with a chunk that could be leased now."""
+    """A batch that could be served now: one in progress with a chunk to lease, or one whose file is to be read."""
 
     batch_id: int
     project_id: str
@@ -65,5 +68,24 @@ def candidates(connection: Connection, model: str, *, priority_max: int) -> list
                AND b.expires_at > now()
         """),
         {"model": model, "priority_max": priority_max},
+    )
+    return [Candidate(*row) for row in rows]
+
+
+def unread(
+    connection: Connection, *, owner: UUID, silent_seconds: float, passed_over: Collection[int]
+) -> list[Candidate]:
+    """Of each project the oldest batch whose file nobody reads, but for those `passed_over`."""
+    rows = connection.execute(
+        text("""
+            SELECT DISTINCT ON (b.project_id) b.id, b.project_id, b.priority, b.expires_at, p.weight
+              FROM batch b JOIN project p ON p.id = b.project_id
+             WHERE b.state = 'validating' AND b.id <> ALL(:passed_over)
+               AND (b.owner IS NULL OR b.owner = :owner OR NOT EXISTS (
+                    SELECT 1 FROM worker w
+                     WHERE w.id = b.owner AND w.heartbeat_at > now() - make_interval(secs => :silent_seconds)))
+             ORDER BY b.project_id, b.id
+        """).bindparams(bindparam("passed_over", type_=ARRAY(BigInteger))),
+        {"owner": owner, "silent_seconds": silent_seconds, "passed_over": list(passed_over)},
     )
     return [Candidate(*row) for row in rows]

@@ -24,6 +24,7 @@ from jobs.tables import file as table
 from jobs.tables import file_part
 
 PART_SIZE = limits.MEBIBYTE
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ID_ALPHABET = string.ascii_letters + string.digits
 COLUMNS = (
     table.c.id,
@@ -221,14 +222,14 @@ def read(engine: Engine, file_id: str, *, start: int = 0, stop: int | None = Non
 
 
 def sweep(connection: Connection) -> int:
-    """Delete expired files and uploads that a day has not finished; how many."""
+    """Delete some expired files, and some that a day has not finished; how many. A few at once: they may be large."""
     done = connection.execute(
         text("""
             DELETE FROM file
              WHERE id IN (SELECT id FROM file
                            WHERE expires_at < now()
                               OR (state = 'uploading' AND created_at < now() - interval '1 day')
-                           LIMIT 100 FOR UPDATE SKIP LOCKED)
+                           LIMIT 10 FOR UPDATE SKIP LOCKED)
         """)
     )
     return done.rowcount
@@ -240,11 +241,16 @@ def lines(parts: Iterable[bytes], *, size_max: int) -> Iterator[bytes | None]:
     Carriage returns before the newline and one byte order mark are taken off. U+2028 and its kin may
     stand inside a JSON string and split nothing. Memory stays at one part and one line.
     """
+    found = _split(parts, size_max=size_max)
+    for first in found:
+        yield first and first.removeprefix(BYTE_ORDER_MARK)
+        break
+    yield from found
+
+
+def _split(parts: Iterable[bytes], *, size_max: int) -> Iterator[bytes | None]:
     pending, is_too_long = bytearray(), False
-    is_first = True
     for part in parts:
-        if is_first:
-            part, is_first = part.removeprefix(b"\xef\xbb\xbf"), False
         *whole, rest = part.split(b"\n")
         for end in whole:
             if is_too_long or len(pending) + len(end) > size_max:

@@ -8,7 +8,6 @@ import logging
 import queue
 import threading
 
-import kombu.exceptions
 from celery import Celery
 
 logger = logging.getLogger(__name__)
@@ -97,5 +96,5 @@ class Hints:
             task, queue_name, argument = hint
             try:
                 self._app.send_task(task, args=[argument], queue=queue_name, retry=False)
-            except (kombu.exceptions.OperationalError, OSError) as error:
-                logger.warning("hint lost", extra={"task": task, "reason": str(error)})
+            except Exception as error:  # noqa: BLE001  the broker's library raises more than it says; a hint may be lost
+                logger.warning("hint lost", extra={"task": task, "reason": repr(error)})

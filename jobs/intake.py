@@ -16,6 +16,7 @@ from jobs.contract import limits
 from jobs.contract.batch import Fault
 from jobs.contract.lines import (
     InputLine,
+    damaged_file,
     duplicate,
     empty_file,
     more_faults,
@@ -23,6 +24,7 @@ from jobs.contract.lines import (
     no_room,
     other_model,
     parse,
+    too_many_blank_lines,
     too_many_lines,
     unknown_model,
 )
@@ -119,11 +121,14 @@ def _refuse_without_room(connection: Connection, batch: Batch, check: "Check", s
 
 
 def _whole(engine: Engine, file: File) -> Iterator[bytes]:
-    """The parts of a file. Invalid if it is deleted while we read: half a file is not a batch."""
+    """The parts of a file. Invalid if it is damaged, or deleted while we read: half a file is not a batch."""
     missing = file.size_bytes
-    for part in files.read(engine, file.id):
-        missing -= len(part)
-        yield part
+    try:
+        for part in files.read(engine, file.id):
+            missing -= len(part)
+            yield part
+    except files.Damaged:
+        raise Invalid([damaged_file(file.id)]) from None
     if missing:
         raise Invalid([no_file(file.id, file.project_id)])
 
@@ -149,6 +154,8 @@ class Check:
         filled = 0
         for line_no, raw in enumerate(files.lines(parts, size_max=limits.LINE_SIZE_MAX), start=1):
             if raw is not None and (not raw or raw.isspace()):
+                if line_no - filled > limits.LINES_MAX:
+                    raise Invalid([too_many_blank_lines()])
                 continue
             filled += 1
             if filled > limits.LINES_MAX:

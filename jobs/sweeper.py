@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,11 +23,16 @@ from jobs.webhooks import Sender, outbox
 logger = logging.getLogger(__name__)
 
 
+SLICES_SECONDS = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Duty:
     name: str
     every_seconds: float
     perform: Callable[[Connection], object]
+    is_sliced: bool = False
+    """It does a little at a time; as long as it found something, it goes on for SLICES_SECONDS."""
 
 
 class Sweeper:
@@ -44,10 +50,10 @@ class Sweeper:
             Duty("late batches", settings.sweep_seconds, batches.expire),
             Duty("answered batches", settings.sweep_seconds, _close_answered),
             Duty("hints", settings.sweep_seconds, self._hint_again),
-            Duty("old files", 60, files.sweep),
-            Duty("old uploads", 60, uploads.sweep),
-            Duty("ended batches", 10, self._clear),
-            Duty("direct completions", 60, direct.sweep),
+            Duty("old files", 60, files.sweep, is_sliced=True),
+            Duty("old uploads", 60, uploads.sweep, is_sliced=True),
+            Duty("ended batches", 10, self._clear, is_sliced=True),
+            Duty("direct completions", 60, direct.sweep, is_sliced=True),
             Duty("old webhook messages", 600, outbox.sweep),
             Duty("silent workers", 600, workers.sweep),
         ]
@@ -63,14 +69,17 @@ class Sweeper:
         self._sender.stop()
 
     def sweep(self) -> None:
-        """Perform every duty that is due now, each in a transaction of its own; the first failure ends it."""
+        """Perform every duty that is due now, each slice in a transaction of its own; the first failure ends it."""
         for duty in self.duties:
             self._do(duty)
 
     def _do(self, duty: Duty) -> None:
         """Do a duty if it is due. Its tick is not in its transaction: who is cut off in there keeps it from nobody."""
-        if database.run_autocommit(self._engine, lambda c: _is_due(c, duty)):
-            database.run(self._engine, duty.perform)
+        goes_on = database.run_autocommit(self._engine, lambda c: _is_due(c, duty))
+        until = monotonic() + SLICES_SECONDS
+        while goes_on:
+            found = database.run(self._engine, duty.perform)
+            goes_on = duty.is_sliced and bool(found) and monotonic() < until and not self._stop.is_set()
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.sweep_seconds * random.uniform(0.7, 1.3)):  # noqa: S311
@@ -79,6 +88,8 @@ class Sweeper:
                     self._do(duty)
                 except SQLAlchemyError as error:  # one duty that cannot be done must not keep the others from it
                     logger.warning("sweep failed", extra={"duty": duty.name, "reason": str(error)})
+                except Exception:  # the edge of a thread that this process cannot do without
+                    logger.exception("sweep failed", extra={"duty": duty.name})
 
     def _sweep_leases(self, connection: Connection) -> None:
         lease_seconds, sweep_seconds = self._settings.lease_seconds, self._settings.sweep_seconds
@@ -91,15 +102,14 @@ class Sweeper:
         if lost := leases.sweep(connection, silent_seconds=lease_seconds):
             logger.warning("leases taken back", extra={"batches": lost})
 
-    def _clear(self, connection: Connection) -> None:
-        retention.clear(connection, retention_days=self._settings.retention_days)
+    def _clear(self, connection: Connection) -> int | None:
+        return retention.clear(connection, retention_days=self._settings.retention_days)
 
     def _hint_again(self, connection: Connection) -> None:
-        for batch_id, _ in batches.in_states(connection, BatchState.VALIDATING):
-            self._hints.ingest(batch_id)
-        for batch_id, _ in batches.in_states(connection, BatchState.FINALIZING, BatchState.CANCELLING):
-            self._hints.finalize(batch_id)
-        for model in _models_with_work(connection):
+        """Not for ever: what nobody takes would pile up in the broker, and workers look for themselves too."""
+        for batch_id, state in _unattended(connection):
+            (self._hints.ingest if state is BatchState.VALIDATING else self._hints.finalize)(batch_id)
+        for model in _models_with_work(connection, silent_seconds=self._settings.lease_seconds):
             self._hints.pump(model)
 
 
@@ -117,11 +127,25 @@ def _is_due(connection: Connection, duty: Duty) -> bool:
 
 def _close_answered(connection: Connection) -> None:
     """Move on the batches whose last flush died before it could ask whether it was the last."""
-    for batch_id, _ in batches.in_states(connection, BatchState.IN_PROGRESS):
+    for batch_id in batches.in_states(connection, BatchState.IN_PROGRESS):
         batches.close_if_answered(connection, batch_id)
 
 
-def _models_with_work(connection: Connection) -> list[str]:
+def _unattended(connection: Connection) -> list[tuple[int, BatchState]]:
+    """Batches that have waited for an io worker, though not for long."""
+    rows = connection.execute(
+        text("""
+            SELECT id, state FROM batch
+             WHERE state IN ('validating', 'finalizing', 'cancelling') AND owner IS NULL
+               AND coalesce(cancelling_at, finalizing_at, created_at) > now() - interval '10 minutes'
+             ORDER BY id LIMIT 100
+        """)
+    )
+    return [(row.id, BatchState(row.state)) for row in rows]
+
+
+def _models_with_work(connection: Connection, *, silent_seconds: float) -> list[str]:
+    """Those with a living worker: one that is only being started will look for itself."""
     rows = connection.execute(
         text("""
             SELECT DISTINCT b.model FROM batch b
@@ -129,6 +153,9 @@ def _models_with_work(connection: Connection) -> list[str]:
                                   WHERE c.batch_id = b.id AND c.state = 'ready' AND c.not_before <= now()
                                   LIMIT 1) AS ready
              WHERE b.state = 'in_progress'
-        """)
+               AND EXISTS (SELECT 1 FROM worker w
+                            WHERE w.model = b.model AND w.heartbeat_at > now() - make_interval(secs => :silent_seconds))
+        """),
+        {"silent_seconds": silent_seconds},
     )
     return [row[0] for row in rows]

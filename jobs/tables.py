@@ -97,7 +97,9 @@ file = Table(
     Column("size_bytes", BigInteger, nullable=False, server_default="0"),
     born(),
     moment("expires_at"),
-    Index(None, "project_id", "created_at"),
+    Index(None, "project_id", "created_at", postgresql_include=["size_bytes"]),  # whose sum is asked at every upload
+    Index(None, "expires_at"),
+    Index("file_unfinished_idx", "created_at", postgresql_where=text("state = 'uploading'")),
 )
 
 file_part = Table(
@@ -159,6 +161,7 @@ batch = Table(
         "state",
         postgresql_where=text("state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
     ),
+    Index("batch_direct_idx", "expires_at", postgresql_where=text("is_direct")),
     Index("batch_uncleared_idx", "id", postgresql_where=text("cleared_at IS NULL AND NOT is_direct")),
 )
 

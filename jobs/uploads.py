@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, case, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, bindparam, case, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.types import Text
 
 from jobs import files
 from jobs.contract import limits
@@ -164,9 +165,8 @@ def complete(connection: Connection, project_id: str, upload_id: str, part_ids: 
     if found.state is UploadState.COMPLETED and _placed(connection, upload_id) == list(part_ids):
         return found
     upload = get_pending(connection, project_id, upload_id)
-    parts = chosen(connection, upload, part_ids)
-    for place, part in enumerate(parts):
-        connection.execute(part_table.update().where(part_table.c.id == part.id).values(place=place))
+    chosen(connection, upload, part_ids)
+    _place(connection, part_ids)
     file_id = files.new_id()
     _make_file(connection, upload, file_id)
     _move_pieces(connection, upload.id, file_id)
@@ -189,22 +189,39 @@ def cancel(connection: Connection, project_id: str, upload_id: str) -> Upload:
 
 
 def sweep(connection: Connection) -> int:
-    """Delete the bytes of expired uploads, and uploads that ended long ago; how many of the latter."""
-    connection.execute(
+    """Delete some of the parts of uploads that have expired, and uploads that ended long ago; how many of both.
+
+    A few parts at once: they may be large. Not before ten minutes: a transaction that found the upload alive may still
+    be making its parts a file.
+    """
+    parts = connection.execute(
         text("""
-            DELETE FROM file WHERE id IN (
-                SELECT p.file_id FROM upload_part p JOIN upload u ON u.id = p.upload_id
-                 WHERE u.state = 'pending' AND u.expires_at <= now() LIMIT 1000)
+            DELETE FROM file
+             WHERE id IN (SELECT f.id FROM upload u
+                            JOIN upload_part p ON p.upload_id = u.id JOIN file f ON f.id = p.file_id
+                           WHERE u.state = 'pending' AND u.expires_at < now() - interval '10 minutes'
+                           LIMIT 10 FOR UPDATE OF f SKIP LOCKED)
         """)
     )
-    done = connection.execute(text("DELETE FROM upload WHERE expires_at < now() - interval '1 day'"))
-    return done.rowcount
+    ended = connection.execute(text("DELETE FROM upload WHERE expires_at < now() - interval '1 day'"))
+    return parts.rowcount + ended.rowcount
 
 
 def _placed(connection: Connection, upload_id: str) -> list[str]:
     """The ids of the parts that the file was made of, in order."""
     query = select(part_table.c.id).where(part_table.c.upload_id == upload_id, part_table.c.place.is_not(None))
     return list(connection.execute(query.order_by(part_table.c.place)).scalars())
+
+
+def _place(connection: Connection, part_ids: Sequence[str]) -> None:
+    """Number parts in this order, from 0: in one statement, for there may be thousands."""
+    connection.execute(
+        text("""
+            UPDATE upload_part p SET place = n.number - 1
+              FROM unnest(:ids) WITH ORDINALITY AS n(id, number) WHERE p.id = n.id
+        """).bindparams(bindparam("ids", type_=ARRAY(Text))),
+        {"ids": list(part_ids)},
+    )
 
 
 def _make_file(connection: Connection, upload: Upload, file_id: str) -> None:

@@ -124,9 +124,18 @@ class Chunk:
             lines = [self._unasked.popleft() for _ in range(min(len(self._unasked), ASKED_AT_ONCE))]
             bodies = [orjson.loads(line.text)["body"] for line in lines]
             questions = [self._question(line, body) for line, body in zip(lines, bodies, strict=True)]
-            many = self.means.chat.prompts(questions, created=self.batch.created_at, priority=self.batch.priority)
-            for line, question, asked in zip(lines, questions, many, strict=True):
+            for line, question, asked in zip(lines, questions, self._prompts(questions), strict=True):
                 self._submit(line, question, asked)
+
+    def _prompts(self, questions: list[Question]) -> list[Asked | Refusal]:
+        """What to ask the engine. A question that nobody foresaw must not cost the others."""
+        try:
+            return self.means.chat.prompts(questions, created=self.batch.created_at, priority=self.batch.priority)
+        except Exception:
+            if len(questions) > 1:
+                return [asked for question in questions for asked in self._prompts([question])]
+            logger.exception("line could not be asked", extra={**self.facts, "line": questions[0].seed_text})
+            return [Failed("The server had an error while reading this request.", code="server_error")]
 
     def _question(self, line: Line, body: dict[str, object]) -> Question:
         return Question(body, f"{self.batch.public_id}:{line.custom_id}", self._publish(body))
@@ -159,6 +168,8 @@ class Chunk:
             future = self.means.twins.submit(pending.asked.prompt, pending.likeness)
         except (EngineFailed, EngineStopped):
             self._has_failed = True
+        except Exception as error:  # noqa: BLE001  one line's fault must not cost the others
+            self._try_again(pending, error)
         else:
             self._await(self._pending, future, pending)
 

@@ -77,7 +77,7 @@ class Process:
 
     def serve_io(self, app: Celery) -> None:
         """Ingest and export until told to stop."""
-        work = tasks.InputOutput(self.ledger, self.hints, self.owner, self.settings)
+        work = tasks.InputOutput(self.ledger, self.hints, self.owner, self.settings, is_stopping=self._stopping.is_set)
         tasks.register_io(app, work)
         self._hear_signals(lambda: None)
         self._register()
@@ -194,6 +194,8 @@ class Process:
                     perform()
                 except sqlalchemy.exc.SQLAlchemyError as error:
                     logger.warning("database out of reach", extra={"doing": name, "reason": str(error)})
+                except Exception:  # the edge of a thread that this process cannot do without
+                    logger.exception("thread goes on", extra={"doing": name})
                 self._stopping.wait(seconds)
 
         thread = threading.Thread(target=run, name=name, daemon=True)

@@ -45,7 +45,8 @@ def likeness(project_id: str, body: Mapping[str, object], prompt: Prompt) -> byt
     if not prompt.sampling.is_greedy and body.get("seed") is None:
         return None
     heard = {name: value for name, value in body.items() if name not in UNHEARD}
-    digest = hashlib.blake2b(orjson.dumps([project_id, heard], option=orjson.OPT_SORT_KEYS), digest_size=16)
+    digest = hashlib.blake2b(orjson.dumps(heard, option=orjson.OPT_SORT_KEYS), digest_size=16)
+    digest.update(orjson.dumps(project_id))
     digest.update(array("q", prompt.token_ids).tobytes())
     return digest.digest()
 

@@ -1,16 +1,14 @@
 """`gristmill keys`: the keys of callers."""
 
-import contextlib
-from collections.abc import Iterator
 from datetime import datetime
 
 import click
-import sqlalchemy
 
-from gristmill import operate, screen
+from gristmill import screen
 from gristmill.commands import settings as commands
+from gristmill.commands.ledger import ledger
 from gristmill.faults import Fault
-from jobs import database, migrate
+from jobs import database
 from jobs import keys as api_keys
 
 SCOPES = tuple(scope.value for scope in api_keys.Scope)
@@ -72,18 +70,6 @@ def revoke(key_id: str) -> None:
         if not database.run(engine, lambda c: api_keys.revoke(c, wanted)):
             raise Fault(f"There is no key '{wanted}' to revoke.")
     commands.say(f"The key {wanted} is refused from now on.")
-
-
-@contextlib.contextmanager
-def ledger(*, is_upgraded: bool = False) -> Iterator[sqlalchemy.Engine]:
-    """The database, at this version's schema: brought there if `is_upgraded`, else a Fault where it is not."""
-    with operate.servers(commands.read_quietly(), commands.say) as (settings, _):
-        assert settings.database_url is not None
-        if is_upgraded:
-            migrate.upgrade(settings.database_url)
-        with operate.ledger(settings) as engine:
-            migrate.check(engine)
-            yield engine
 
 
 def _day(moment: datetime | None) -> str:

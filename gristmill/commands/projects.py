@@ -4,7 +4,7 @@ import click
 from sqlalchemy import select, update
 
 from gristmill import screen
-from gristmill.commands.keys import ledger
+from gristmill.commands.ledger import ledger
 from gristmill.faults import Fault
 from jobs import database
 from jobs.tables import project as table

@@ -5,7 +5,7 @@ from sqlalchemy import Connection
 
 from gristmill import screen
 from gristmill.commands import settings as commands
-from gristmill.commands.keys import ledger
+from gristmill.commands.ledger import ledger
 from gristmill.faults import Fault
 from jobs import database, keys
 from jobs import webhooks as endpoints

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from jobs.api import batches, chat, errors, files, health, models, schema, uploads
+from jobs.api.at_once import AtOnce
 from jobs.api.edge import Edge
 from jobs.api.services import Services
 from jobs.hints import Hints
@@ -41,7 +42,8 @@ def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json",
         redirect_slashes=False,  # a redirect would drop the envelope, and some clients the body
     )
-    app.state.services = Services(engine, hints, settings, Served(silent_seconds=settings.lease_seconds))
+    served, at_once = Served(silent_seconds=settings.lease_seconds), AtOnce(settings.requests_at_once)
+    app.state.services = Services(engine, hints, settings, served, at_once)
     for method, path, endpoint in ROUTES:
         app.add_api_route(path, endpoint, methods=[method])
         if method == "GET":  # the headers of the same answer; the server leaves the body out

@@ -1,6 +1,7 @@
 """Who asks: the key in the Authorization header decides whose objects a request may see, and how much it may ask."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Annotated
 from uuid import UUID
 
@@ -24,28 +25,38 @@ async def caller_of(request: Request, services: WithServices) -> AsyncIterator[C
     for more than it may. An upload holds a permit until it is answered. The address is checked here too, since
     every route with an id in it comes by: Postgres stores no U+0000.
     """
-    if "\0" in request.url.path or "%00" in request.url.query:
+    path: str = request.scope["path"]  # by which the route was found; in `request.url` the client's Host has a say
+    if "\0" in path or b"%00" in request.scope["query_string"]:
         raise BadRequest("Invalid URL: it must not contain the character U+0000.", code="invalid_value")
-    _refuse_repeated(request)
+    if repeated := first_repeated(name for name, _ in request.query_params.multi_items()):
+        raise BadRequest(f"Invalid '{repeated}': it is given more than once.", code="invalid_value", param=repeated)
     key = _bearer(request.headers.get("authorization", ""))
     caller, limits = await run_in_threadpool(_admit, services, key)
-    for scope in sorted(scopes_for(request.method, request.url.path)):
+    for scope in sorted(scopes_for(request.method, path)):
         caller.require(scope)
-    if not is_upload(request.method, request.url.path):
-        yield caller
-        return
+    with services.at_once.one_of(caller.project_id):
+        if is_upload(request.method, path):
+            async with _permitted(request, services, caller, limits):
+                yield caller
+        else:
+            yield caller
+
+
+ByCaller = Annotated[Caller, Depends(caller_of)]
+
+
+@asynccontextmanager
+async def _permitted(request: Request, services: Services, caller: Caller, limits: Limits) -> AsyncIterator[None]:
+    """An upload has its permit, for as long as this lasts."""
     size = request.headers.get("content-length", "")
     permit = await run_in_threadpool(
         _permit, services, caller, limits, int(size) if size.isascii() and size.isdigit() else 0
     )
     try:
-        yield caller
+        yield
     finally:
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(database.run, services.engine, lambda c: quotas.end_upload(c, permit))
-
-
-ByCaller = Annotated[Caller, Depends(caller_of)]
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
@@ -73,11 +84,17 @@ def is_upload(method: str, path: str) -> bool:
     return False
 
 
-def _refuse_repeated(request: Request) -> None:
-    """No parameter of ours is a list; of one that is given twice, one value would be ignored."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise BadRequest(f"Invalid '{repeated}': it is given more than once.", code="invalid_value", param=repeated)
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes again. No parameter of ours is a list; of two values, one would be ignored.
+
+    In one pass: an address has room for thousands of names, and nobody has shown a key yet.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _admit(services: Services, key: str | None) -> tuple[Caller, Limits]:

@@ -43,7 +43,7 @@ EVENTS = "text/event-stream"
 async def create(request: Request, services: WithServices, caller: ByCaller) -> Response:
     """Answer a chat completion, when a worker has, or piece by piece while it does."""
     body = await read_object(request)
-    order = _order(body)
+    order = await run_in_threadpool(_order, body)  # a large one takes a second, in which others are answered
     public_id = direct.new_id()
 
     def submit(connection: Connection) -> Direct:

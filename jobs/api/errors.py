@@ -54,7 +54,7 @@ def _of_refusal(_: Request, error: Exception) -> Response:
 def _of_http(request: Request, error: Exception) -> Response:
     """Unknown routes and methods, which the router finds."""
     assert isinstance(error, HTTPException)
-    place = f"{request.method} {request.url.path}"
+    place = f"{request.method} {request.scope['path']}"
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
             return refuse(NotFound(f"Invalid URL ({place})"))
@@ -78,9 +78,9 @@ def _of_database(request: Request, error: Exception) -> Response:
     """A Postgres that cannot answer now. Whatever else it says is our fault, and goes on to the edge."""
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         if database.is_disk_full(error):
-            logger.error("disk full", extra={"path": request.url.path})
+            logger.error("disk full", extra={"path": request.scope["path"]})
             return refuse(Unavailable("The server has no room left to store this."))
         if not (isinstance(error, sqlalchemy.exc.OperationalError) or database.is_passing(error)):
             raise error
-    logger.warning("database unavailable", extra={"path": request.url.path, "reason": str(error)})
+    logger.warning("database unavailable", extra={"path": request.scope["path"], "reason": str(error)})
     return refuse(Unavailable("The server cannot reach its database. Please try again soon."))

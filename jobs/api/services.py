@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 
+from jobs.api.at_once import AtOnce
 from jobs.hints import Hints
 from jobs.settings import Settings
 from jobs.workers import Served
@@ -17,6 +18,7 @@ class Services:
     hints: Hints
     settings: Settings
     served: Served
+    at_once: AtOnce
 
 
 async def services_of(request: Request) -> Services:

@@ -27,12 +27,16 @@ class Transcript:
         """What the stored answer has beyond what was sent; where they differ, what follows their common beginning."""
         place = (choice, is_thinking)
         sent = self._sent.get(place, "")
-        agreed = len(sent)
-        while not whole.startswith(sent[:agreed]):
-            agreed -= 1
+        agreed = len(sent) if whole.startswith(sent) else _difference(sent, whole)
         self._sent[place] = sent[:agreed]
         return self._send(place, whole[agreed:])
 
     def _send(self, place: tuple[int, bool], text: str) -> str:
         self._sent[place] = self._sent.get(place, "") + text
         return text
+
+
+def _difference(one: str, other: str) -> int:
+    """Where two texts part."""
+    parts = (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(parts, min(len(one), len(other)))

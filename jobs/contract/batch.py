@@ -3,10 +3,11 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from jobs.contract import limits
 from jobs.contract.metadata import Metadata
+from jobs.contract.variants import Strict
 
 ENDPOINT = "/v1/chat/completions"
 WINDOW = re.compile(r"([1-9]\d{0,4})([mhd])", re.ASCII)
@@ -14,19 +15,15 @@ WINDOW_UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 WINDOW_SECONDS_MIN, WINDOW_SECONDS_MAX = 60, 30 * 86_400
 
 
-class OutputExpiry(BaseModel):
+class OutputExpiry(Strict):
     """How long the result files live, counted from their own creation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=limits.LIFETIME_SECONDS_MIN, le=limits.LIFETIME_SECONDS_MAX)
 
 
-class CreateBatch(BaseModel):
+class CreateBatch(Strict):
     """The body of POST /v1/batches."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     input_file_id: str = Field(min_length=1, max_length=256)
     endpoint: str = Field(json_schema_extra={"enum": [ENDPOINT]})

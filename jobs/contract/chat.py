@@ -17,13 +17,14 @@ from jobs.contract.formats import ResponseFormat, StructuredOutputs
 from jobs.contract.messages import Message, TextPart
 from jobs.contract.metadata import Metadata
 from jobs.contract.tools import Function, Named, Tool, ToolChoice, Tools
-from jobs.contract.variants import Strict, text_or_list, text_or_object
+from jobs.contract.variants import Strict, at_most, text_or_list, text_or_object
 
 Decimal = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0)]
 Penalty = Annotated[Decimal, Field(ge=-2.0, le=2.0)]
 Bias = Annotated[Decimal, Field(ge=-100.0, le=100.0)]
 Stop = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=limits.STOP_CHARACTERS_MAX)]
+Biases = Annotated[dict[str, Bias], Field(max_length=limits.LOGIT_BIASES_MAX), at_most(limits.LOGIT_BIASES_MAX)]
 BIASED_TOKEN: Final = re.compile("0|[1-9][0-9]{0,8}")
 
 
@@ -40,7 +41,8 @@ class PromptCacheOptions(Strict):
 class Prediction(Strict):
     type: Literal["content"]
     content: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], text_or_list("objects")
+        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<list>")],
+        text_or_list("objects"),
     ]
 
 
@@ -52,7 +54,7 @@ class ChatCompletion(Strict):
     """
 
     model: Annotated[str, Field(min_length=1)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES_MAX)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES_MAX, fail_fast=True)]
     functions: Annotated[list[Function], Field(max_length=limits.TOOLS_MAX)] | None = None
     function_call: (
         Annotated[
@@ -75,7 +77,7 @@ class ChatCompletion(Strict):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[Decimal, Field(ge=0.01, le=100.0)] | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=limits.LOGIT_BIASES_MAX)] | None = None
+    logit_bias: Biases | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.TOP_LOGPROBS_MAX)] | None = None
     stop: (
@@ -89,7 +91,7 @@ class ChatCompletion(Strict):
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(fail_fast=True)] | None = None
     audio: dict[str, object] | None = None
     prediction: Prediction | None = None
     moderation: dict[str, object] | None = None

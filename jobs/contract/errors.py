@@ -22,6 +22,7 @@ RULES = {  # between parameters; told without a code
     "not_one_structure": "Invalid value for '{path}': expected exactly one of 'json', 'regex', 'choice' and 'grammar'.",
     "needs_logprobs": "The '{path}' parameter is only allowed when 'logprobs' is enabled.",
 }
+KEY_CHARACTERS_MAX = 100  # of one that may be misspelt; to compare megabytes takes seconds
 OF_OBJECTS = frozenset({"messages", "tools", "functions"})
 TYPE_NAMES = {
     "string_type": "a string",
@@ -122,7 +123,7 @@ def _missing(path: str) -> BadRequest:
 
 
 def _unknown(path: str, known: Collection[str]) -> BadRequest:
-    near = difflib.get_close_matches(path, known, n=1)
+    near = difflib.get_close_matches(path, known, n=1) if len(path) <= KEY_CHARACTERS_MAX else ()
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return BadRequest(f"Unknown parameter: '{path}'.{hint}", code="unknown_parameter", param=path)
 

@@ -173,6 +173,14 @@ def no_file(file_id: str, project_id: str) -> Fault:
     )
 
 
+def damaged_file(file_id: str) -> Fault:
+    return Fault(
+        code="invalid_request",
+        message=f"File {file_id} cannot be read: what is stored is not what was sent. Please upload it again.",
+        param="file_id",
+    )
+
+
 def no_room(model: str, project_id: str, lines_max: int) -> Fault:
     """As OpenAI words its limit of enqueued tokens; ours is of lines, which need no tokenizer to be counted."""
     return Fault(
@@ -194,6 +202,10 @@ def too_many_lines() -> Fault:
         code="too_many_tasks",
         message=f"The input file has more than {limits.LINES_MAX} requests, the most a batch may have.",
     )
+
+
+def too_many_blank_lines() -> Fault:
+    return Fault(code="too_many_tasks", message=f"The input file has more than {limits.LINES_MAX} blank lines.")
 
 
 def more_faults(count: int) -> Fault:

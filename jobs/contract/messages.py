@@ -115,7 +115,7 @@ class Message(Strict):
     role: Role
     content: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<list>")],
+            Annotated[str, Tag("<text>")] | Annotated[list[Part], Field(min_length=1, fail_fast=True), Tag("<list>")],
             text_or_list("objects"),
         ]
         | None
@@ -123,10 +123,10 @@ class Message(Strict):
     name: str | None = None
     refusal: str | None = None
     audio: AudioReference | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: str | None = None
-    annotations: list[dict[str, object]] | None = None
+    annotations: Annotated[list[dict[str, object]], Field(fail_fast=True)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 
 from jobs.contract import limits
+from jobs.contract.variants import at_most
 
 
 def _is_storable(value: str) -> str:
@@ -23,4 +24,8 @@ Value = Annotated[
     StringConstraints(strict=True, max_length=limits.METADATA_VALUE_CHARACTERS_MAX),
     AfterValidator(_is_storable),
 ]
-Metadata = Annotated[dict[Key, Value], Field(max_length=limits.METADATA_PAIRS_MAX)]
+Metadata = Annotated[
+    dict[Key, Value],
+    Field(max_length=limits.METADATA_PAIRS_MAX),
+    at_most(limits.METADATA_PAIRS_MAX),
+]

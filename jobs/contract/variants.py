@@ -3,16 +3,44 @@
 The tags stand in angle brackets, which `errors.path_of` leaves out of a parameter's path.
 """
 
-from pydantic import BaseModel, ConfigDict, Discriminator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, model_validator
+from pydantic_core import PydanticKnownError
 
 NOT_TEXT_NOR_LIST = "neither"
 NO_SUCH_TYPE = "variant"
+KEYS_MAX = 100
 
 
 class Strict(BaseModel):
-    """An object of the wire: no key but those named, and no `"1"` for 1."""
+    """An object of the wire: no key but those named, and no `"1"` for 1.
+
+    A body has room for millions of faults, of which one is told, and each takes some microseconds and a kilobyte: so
+    lists of any length fail at their first (`fail_fast`), and objects at their number of keys.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_unknown_keys(cls, value: object) -> object:
+        """Of very many, the first stands for all."""
+        if not isinstance(value, dict) or len(value) <= KEYS_MAX:
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        first = next((key for key in value if key not in known), None)
+        return {key: found for key, found in value.items() if key in known or key == first}
+
+
+def at_most(keys: int) -> BeforeValidator:
+    """Refuses an object with more keys before any of them is looked at."""
+
+    def checked(value: object) -> object:
+        if isinstance(value, dict) and len(value) > keys:
+            facts = {"field_type": "Dictionary", "max_length": keys, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", facts)
+        return value
+
+    return BeforeValidator(checked)
 
 
 def text_or_list(of: str) -> Discriminator:

@@ -59,10 +59,10 @@ class ScriptedWorker:
             self._failures.append(error)
 
     def _move_batches(self, owner: UUID) -> None:
-        for batch_id, _ in database.run(self._ledger, lambda c: batches.in_states(c, BatchState.VALIDATING)):
+        for batch_id in database.run(self._ledger, lambda c: batches.in_states(c, BatchState.VALIDATING)):
             intake.ingest(self._ledger, batch_id, owner=owner, settings=self._settings)
         ended = (BatchState.FINALIZING, BatchState.CANCELLING)
-        for batch_id, _ in database.run(self._ledger, lambda c: batches.in_states(c, *ended)):
+        for batch_id in database.run(self._ledger, lambda c: batches.in_states(c, *ended)):
             export.finalize(self._ledger, batch_id, owner=owner, settings=self._settings)
 
     def _claim(self, connection: Connection, owner: UUID) -> Lease | None:

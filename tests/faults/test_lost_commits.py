@@ -91,7 +91,7 @@ class Silence:
 
 
 def input_output(ledger: Engine, owner: UUID) -> InputOutput:
-    return InputOutput(ledger, Silence(), lambda: owner, making.SETTINGS)  # type: ignore[arg-type]
+    return InputOutput(ledger, Silence(), lambda: owner, making.SETTINGS, is_stopping=lambda: False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("stage", "after"), [(validating, BatchState.IN_PROGRESS), (finalizing, BatchState.COMPLETED)])

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, text
 
+from gristmill import backups
 from gristmill.cli import main
 from gristmill.embedded import Addresses, EmbeddedServers
 from jobs import audit, batches, database, export, keys, migrate, results
@@ -111,3 +112,17 @@ def test_a_backup_that_cannot_be_written_leaves_nothing(ledger: Engine, servers:
     assert refused.exit_code == 2
     assert refused.stderr.startswith("Error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_is_nobody_elses_from_its_first_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def dump(_name: str, *options: str, **_: object) -> None:
+        draft = Path(next(one for one in options if one.startswith("--file=")).removeprefix("--file="))
+        draft.open("wb").close()
+        modes.append(draft.stat().st_mode & 0o777)
+
+    monkeypatch.setattr(backups, "_run", dump)
+    (tmp_path / ".saved.draft").touch(0o644)  # of one that was killed
+    backups.save("postgresql://", tmp_path / "saved")
+    assert modes == [0o600]

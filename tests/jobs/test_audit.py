@@ -1,9 +1,11 @@
 """The audit finds nothing in a sound ledger, and each kind of damage that is done to one by hand."""
 
+from collections.abc import Iterator
+
 import pytest
 from sqlalchemy import Engine, text
 
-from jobs import audit, batches, database, export, leases, results
+from jobs import audit, batches, database, export, files, leases, results
 from jobs.batches import Batch
 from tests.jobs import making
 
@@ -163,4 +165,32 @@ def test_lines_that_retention_deletes_are_not_missed(ledger: Engine) -> None:
     damage(ledger, "DELETE FROM request WHERE line_no = 1")
     assert faults(ledger) != []
     damage(ledger, "UPDATE batch SET completed_at = now() - interval '40 days'")
+    assert faults(ledger) == []
+
+
+def test_each_file_is_read_once(ledger: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended(ledger)
+    read, files_read = [], audit.files.read
+
+    def counted(engine: Engine, file_id: str) -> Iterator[bytes]:
+        read.append(file_id)
+        return files_read(engine, file_id)
+
+    monkeypatch.setattr(audit.files, "read", counted)
+    assert faults(ledger) == []
+    assert len(read) == len(set(read)) == making.scalar(ledger, "SELECT count(*) FROM file")
+
+
+def test_a_result_file_that_is_deleted_while_it_is_read_has_no_fault(
+    ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = ended(ledger)
+    rows = audit.export.rows
+
+    def meanwhile(engine: Engine, batch_id: int) -> Iterator[object]:
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            database.run(ledger, lambda c, file_id=file_id: files.delete(c, batch.project_id, file_id))  # type: ignore[misc]
+        return rows(engine, batch_id)
+
+    monkeypatch.setattr(audit.export, "rows", meanwhile)
     assert faults(ledger) == []

@@ -108,3 +108,34 @@ def test_a_setting_that_cannot_be_used_is_named() -> None:
 def test_settings_come_from_the_environment() -> None:
     settings = Settings.read({"GRISTMILL_CHUNK_LINES": "3", "DATABASE_URL": "postgresql:///x", "HOME": "/"})
     assert (settings.chunk_lines, settings.database_url, settings.broker_url) == (3, "postgresql:///x", None)
+
+
+def test_a_list_tells_the_first_faults_of_each_batch_and_a_batch_all_of_its_own(ledger: Engine) -> None:
+    """Ten thousand faults of each of a hundred batches would take a page some gigabytes."""
+    failed = making.ingest(ledger, [b"{"] * (batches.LISTED_FAULTS + 20))
+    sound = making.create(ledger, "file-a")
+    page = database.run(ledger, lambda c: batches.find(c, failed.project_id, limit=9, after=None))
+    assert [batch.public_id for batch in page.batches] == [sound.public_id, failed.public_id]
+    assert page.batches[0] == making.fetch(ledger, sound)
+    assert failed.errors is not None
+    told = failed.errors["data"]
+    assert isinstance(told, list)
+    assert len(told) == batches.LISTED_FAULTS + 20
+    assert page.batches[1].errors == {"object": "list", "data": told[: batches.LISTED_FAULTS]}
+
+
+def test_a_hint_that_the_brokers_library_fails_at_keeps_no_other_from_being_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hints, sent = Hints(f"redis+socket://{tmp_path}/none.sock?virtual_host=0"), []
+
+    def send(_task: str, args: list[int], **_: object) -> None:
+        sent.append(args[0])
+        if len(sent) == 1:
+            raise KeyError("a channel")
+
+    monkeypatch.setattr(hints._app, "send_task", send)
+    hints.ingest(1)
+    hints.ingest(2)
+    hints.close(timeout_seconds=20)
+    assert sent == [1, 2]

@@ -1,13 +1,14 @@
 """Files in parts, and their lines."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, event, text
 
-from jobs import database, files
+from jobs import database, direct, files, quotas
 from jobs.errors import NotFound
 from jobs.keys import DEFAULT_PROJECT
 from tests.jobs import making
@@ -20,8 +21,13 @@ def test_lines_do_not_depend_on_where_the_parts_are_cut(lines: list[bytes], data
     edges = [0, *cuts, len(content)]
     parts = [content[a:b] for a, b in itertools.pairwise(edges)]
     expected = lines if not lines or lines[-1] else lines[:-1]
-    if not content.startswith(b"\xef\xbb\xbf"):
-        assert list(files.lines(parts, size_max=100)) == expected
+    assert list(files.lines(parts, size_max=100)) == expected
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_a_byte_order_mark_is_taken_off_wherever_a_part_ends(cut: int) -> None:
+    content = b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n"
+    assert list(files.lines([content[:cut], content[cut:]], size_max=100)) == [b"a", b"\xef\xbb\xbfb"]
 
 
 @pytest.mark.parametrize("cut", range(30))
@@ -96,3 +102,37 @@ def test_pages_show_every_file_once(ledger: Engine, is_ascending: bool) -> None:
             break
         after = seen[-1]
     assert seen == (made if is_ascending else made[::-1])
+
+
+def plan_of(ledger: Engine, work: Callable[[Connection], object]) -> str:
+    """How Postgres does the first statement of `work`, which is not done."""
+    asked: list[tuple[str, object]] = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        asked.append((statement, parameters))
+
+    with ledger.connect() as connection:
+        event.listen(connection, "before_cursor_execute", note)
+        work(connection)
+        event.remove(connection, "before_cursor_execute", note)
+        connection.rollback()
+        explained = connection.exec_driver_sql(f"EXPLAIN {asked[0][0]}", asked[0][1])  # type: ignore[arg-type]
+        return "\n".join(explained.scalars())
+
+
+def test_what_is_asked_again_and_again_is_not_asked_of_every_file_or_batch(ledger: Engine) -> None:
+    made = """
+        INSERT INTO project (id) VALUES ('other');
+        INSERT INTO file (id, project_id, purpose, filename, state, size_bytes, expires_at)
+        SELECT 'file-' || n, CASE WHEN n % 10 = 0 THEN 'default' ELSE 'other' END, 'batch', 'x.jsonl', 'ready', n,
+               now() + interval '1 day'
+          FROM generate_series(1, 20000) n;
+        INSERT INTO batch (public_id, project_id, endpoint, completion_window, state, expires_at)
+        SELECT 'batch_' || n, 'default', 'x', '24h', 'completed', now() FROM generate_series(1, 20000) n
+    """
+    database.run(ledger, lambda c: c.execute(text(made)))
+    database.run_autocommit(ledger, lambda c: c.execute(text("VACUUM ANALYZE file, batch")))
+    assert "Seq Scan" not in plan_of(ledger, files.sweep)
+    assert "Seq Scan" not in plan_of(ledger, direct.sweep)
+    summed = plan_of(ledger, lambda c: quotas.refuse_bytes(c, "default", more=0, stored_bytes=1 << 60))
+    assert "Index Only Scan using file_project_id_created_at_idx" in summed

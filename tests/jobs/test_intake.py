@@ -4,7 +4,7 @@ import orjson
 import pytest
 from sqlalchemy import Engine, text
 
-from jobs import files, intake
+from jobs import database, files, intake
 from jobs.batches import Batch
 from jobs.contract import limits
 from jobs.states import BatchState
@@ -158,9 +158,25 @@ def test_a_file_of_too_many_lines_is_refused(ledger: Engine, monkeypatch: pytest
     assert faults(batch) == [("too_many_tasks", None, None)]
 
 
+def test_a_file_of_blank_lines_is_not_read_to_its_end(ledger: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there may be requests, since half a gigabyte of them would take minutes."""
+    monkeypatch.setattr(limits, "LINES_MAX", 3)
+    batch = making.ingest(ledger, [making.line("a"), b"", b"\r", b"", making.line("b")])
+    assert batch.state is BatchState.IN_PROGRESS
+    batch = making.ingest(ledger, [making.line("a"), b"", b" ", b"\r", b"", b"{"])
+    assert faults(batch) == [("too_many_tasks", None, None)]
+
+
 def test_a_file_deleted_while_it_is_read_makes_no_half_batch(ledger: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = making.create(ledger, making.upload(ledger, b"\n".join(making.line(f"r{n}") for n in range(9))).id)
     monkeypatch.setattr(files, "read", lambda _engine, _file_id: iter([making.line("r0") + b"\n"]))
     intake.ingest(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS)
     assert faults(making.fetch(ledger, batch)) == [("invalid_request", "file_id", None)]
     assert making.scalar(ledger, "SELECT count(*) FROM request") == 0
+
+
+def test_a_file_that_is_damaged_fails_its_batch_and_is_not_read_for_ever(ledger: Engine) -> None:
+    batch = making.create(ledger, making.upload(ledger, making.line("a")).id)
+    database.run(ledger, lambda c: c.execute(text("UPDATE file_part SET packed = substr(packed, 1, 9)")))
+    assert intake.ingest(ledger, batch.id, owner=making.worker(ledger), settings=making.SETTINGS) is None
+    assert faults(making.fetch(ledger, batch)) == [("invalid_request", "file_id", None)]

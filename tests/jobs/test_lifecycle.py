@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from jobs import batches, database, export, files, results, retention
+from jobs import audit, batches, database, export, files, results, retention
 from jobs.batches import Batch
 from jobs.errors import Conflict
 from jobs.keys import DEFAULT_PROJECT
@@ -202,3 +202,25 @@ def _fail_at(custom_id: str) -> Callable[..., bytes]:
         return b"{}\n"
 
     return write
+
+
+def test_a_batch_cancelled_while_its_expiry_is_written_tells_of_one_end(
+    ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = making.ingest(ledger, [making.line(f"r{n}") for n in range(3)])
+    database.run(ledger, lambda c: c.execute(text("UPDATE batch SET expires_at = now()")))
+    database.run(ledger, batches.expire)
+    owner, unanswered = making.worker(ledger), export.lines.unanswered
+
+    def cancel_meanwhile(batch_id: str, line_no: int, custom_id: str, reason: tuple[str, str]) -> bytes:
+        if line_no == 2 and reason == export.lines.EXPIRED:
+            database.run(ledger, lambda c: batches.cancel(c, batch.project_id, batch.public_id))
+        return unanswered(batch_id, line_no, custom_id, reason)
+
+    monkeypatch.setattr(export.lines, "unanswered", cancel_meanwhile)
+    assert export.finalize(ledger, batch.id, owner=owner, settings=making.SETTINGS) is None
+    assert export.finalize(ledger, batch.id, owner=owner, settings=making.SETTINGS) is BatchState.CANCELLED
+    ended = making.fetch(ledger, batch)
+    reasons = [line["error"]["code"] for line in making.content(ledger, ended.error_file_id)]  # type: ignore[index]
+    assert reasons == ["batch_cancelled"] * 3
+    assert list(audit.faults(ledger, making.SETTINGS)) == []

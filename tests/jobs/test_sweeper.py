@@ -47,6 +47,16 @@ def test_a_batch_whose_hint_was_lost_is_hinted_again(ledger: Engine, heard: Hear
     assert heard.said == [("ingest", waiting.id), ("pump", "tiny")]
 
 
+def test_nothing_is_hinted_for_ever_to_workers_that_are_not_there(ledger: Engine, heard: Heard) -> None:
+    """Each hint that nobody takes stays in the broker."""
+    making.create(ledger, "file-a")
+    making.ingest(ledger, [making.line("a")])
+    database.run(ledger, lambda c: c.execute(text("UPDATE batch SET created_at = now() - interval '11 minutes'")))
+    database.run(ledger, lambda c: c.execute(text("UPDATE worker SET heartbeat_at = now() - interval '61 s'")))
+    sweep(ledger, heard)
+    assert heard.said == []
+
+
 def test_a_batch_whose_last_flush_died_before_asking_is_closed(ledger: Engine, heard: Heard) -> None:
     batch = making.ingest(ledger, [making.line("a")])
     database.run(ledger, lambda c: c.execute(text("UPDATE chunk SET state = 'done'")))
@@ -137,6 +147,32 @@ def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(ledger: Engin
         Duty("impossible", 0.0, lambda c: c.execute(text("SELECT * FROM no_such_table"))),
         Duty("possible", 0.0, lambda _: done.set()),
     ]
+    sweeper.start()
+    assert done.wait(20)
+    sweeper.stop()
+    hints.close(timeout_seconds=0.01)
+
+
+def test_what_comes_in_slices_goes_on_as_long_as_there_is_more(ledger: Engine, heard: Heard) -> None:
+    """One slice each ten seconds would be 8,640 a day, and there may be more batches than that."""
+    for n in range(25):
+        making.upload(ledger, b"x")
+        making.create(ledger, f"file-none-{n}")
+    old = "UPDATE batch SET state = 'failed', failed_at = now() - interval '99 days'"
+    database.run(ledger, lambda c: c.execute(text(old)))
+    database.run(ledger, lambda c: c.execute(text("UPDATE file SET expires_at = now()")))
+    sweep(ledger, heard)
+    assert making.scalar(ledger, "SELECT count(*) FROM file") == 0
+    assert making.scalar(ledger, "SELECT count(*) FROM batch WHERE cleared_at IS NULL") == 0
+
+
+def test_a_duty_that_goes_wrong_in_an_unforeseen_way_keeps_no_other_from_being_done(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    hints = Hints(f"redis+socket://{tmp_path}/none.sock?virtual_host=0")
+    sweeper = Sweeper(ledger, hints, Settings(sweep_seconds=0.01))
+    done = threading.Event()
+    sweeper.duties = [Duty("wrong", 0.0, lambda _: 1 // 0), Duty("possible", 0.0, lambda _: done.set())]
     sweeper.start()
     assert done.wait(20)
     sweeper.stop()

@@ -335,3 +335,69 @@ def test_a_line_after_which_no_token_can_follow_is_an_error_at_once(
     pump.run(lambda: owner)
     assert (making.fetch(ledger, batch).failed, len(asked)) == (1, 1)
     assert "the grammar cannot go on" in bodies(ledger)[1]["error"]["message"]  # type: ignore[index]
+
+
+def test_lines_as_deep_as_can_be_written_are_answered_or_refused_one_by_one(
+    ledger: Ledger, owner: UUID, inference: engine.Engine, tmp_path: Path
+) -> None:
+    template = tiny_model.CHATML + "{% if extra %}{% endif %}"
+    pump = pump_of(ledger, inference, tiny_model.write(tmp_path / "switch", template=template))
+    depths = range(245, 260)
+    line = making.line("r", max_tokens=1, temperature=0, chat_template_kwargs={"extra": "deep"})
+    nested = {n: line.replace(b'"deep"', b"[" * n + b"]" * n).replace(b'"r"', b'"r%d"' % n) for n in depths}
+    batch = making.ingest(ledger, nested.values())
+    pump.run(lambda: owner)
+    ended = making.fetch(ledger, batch)
+    assert ended.completed + ended.failed == len(depths)
+    assert ended.completed > 0
+    assert ended.failed > 0
+    assert making.scalar(ledger, "SELECT string_agg(DISTINCT status::text, ' ') FROM result") == "200 400"
+
+
+def test_a_line_that_nobody_foresaw_fails_alone(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = pump._means.chat.prompts
+
+    def fail(questions: Any, **more: Any) -> Any:
+        if any("Unforeseen" in str(question.body) for question in questions):
+            raise ZeroDivisionError
+        return prompts(questions, **more)
+
+    monkeypatch.setattr(pump._means.chat, "prompts", fail)
+    batch = making.ingest(
+        ledger, [making.line(f"r{n}", content="Unforeseen" if n == 1 else "Hi", max_tokens=2) for n in range(4)]
+    )
+    pump.run(lambda: owner)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.failed) == (3, 1)
+    assert bodies(ledger)[2]["error"]["code"] == "server_error"  # type: ignore[index]
+
+
+def test_a_prompt_that_comes_to_nothing_is_refused_alone(
+    ledger: Ledger, owner: UUID, inference: engine.Engine, tmp_path: Path
+) -> None:
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    pump = pump_of(ledger, inference, tiny_model.write(tmp_path / "bare", template=template))
+    batch = making.ingest(ledger, [making.line("nothing", content=""), making.line("some", max_tokens=2)])
+    pump.run(lambda: owner)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.failed) == (1, 1)
+    assert bodies(ledger)[1]["error"]["param"] == "messages"  # type: ignore[index]
+
+
+def test_a_line_that_the_engine_cannot_take_fails_alone(
+    ledger: Ledger, pump: Pump, owner: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = pump._engine.submit
+
+    def refuse(prompt: engine.Prompt) -> Future[list[engine.Completion]]:
+        if prompt.tokens_max == 3:
+            raise engine.PromptRefused("on purpose")
+        return submit(prompt)
+
+    monkeypatch.setattr(pump._means.twins, "_submit", refuse)
+    batch = making.ingest(ledger, [making.line(f"r{n}", max_tokens=n) for n in range(2, 5)])
+    pump.run(lambda: owner)
+    ended = making.fetch(ledger, batch)
+    assert (ended.completed, ended.failed) == (2, 1)

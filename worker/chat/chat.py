@@ -157,9 +157,11 @@ class Chat:
         )
 
     def _tokens_max(self, wanted: ChatCompletion, prompt_tokens: int) -> int:
-        """The longest answer for which there is room; one token is the least. BadRequest, in OpenAI's words, for
-        more than there could be after any prompt.
+        """The longest answer for which there is room; one token is the least. BadRequest for a prompt of none, and, in
+        OpenAI's words, for more than there could be after any prompt.
         """
+        if not prompt_tokens:
+            raise BadRequest("These messages come to a prompt without tokens.", code="invalid_value", param="messages")
         room = self._context_tokens - prompt_tokens
         asked = wanted.answer_tokens_max
         if asked is not None and asked > self._context_tokens:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+import orjson
+
 from jobs.contract.messages import FunctionCall, Message
 from jobs.contract.tools import Function
 from worker.chat.tools.calls import Call
@@ -56,13 +58,19 @@ def _turn(message: Message, spoken: Spoken, shield: Shield, called: Mapping[str,
 
 
 def _call(call: FunctionCall, spoken: Spoken, shield: Shield) -> Turn:
-    """Templates write the arguments as JSON themselves, so they get the object and not its text."""
-    try:
-        arguments = json.loads(call.function.arguments)
-    except (ValueError, RecursionError):
-        arguments = call.function.arguments
-    function = {"name": shield(call.function.name), "arguments": shielded(arguments, shield)}
+    function = {"name": shield(call.function.name), "arguments": _arguments(call.function.arguments, shield)}
     return {"id": _id(call.id, spoken, shield), "type": "function", "function": function}
+
+
+def _arguments(text: str, shield: Shield) -> object:
+    """Templates write the arguments as JSON themselves, so they get the object and not its text; but for one that could
+    not be written, such as half a surrogate pair.
+    """
+    try:
+        orjson.loads(text)  # stricter than the other, which alone keeps long integers
+        return shielded(json.loads(text), shield)
+    except (ValueError, RecursionError):
+        return shield(text)
 
 
 def _id(call_id: str, spoken: Spoken, shield: Shield) -> str:

@@ -113,3 +113,13 @@ def test_a_bad_question_is_refused_at_once(client, ledger, hints, change, status
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert (hints.sent, left(ledger)) == ([], 0)
+
+
+def test_a_body_too_deep_to_be_kept_is_refused_and_nothing_stays(client, ledger):
+    deep: object = 1
+    for _ in range(600):
+        deep = [deep]
+    answer = client.post("/v1/chat/completions", json={**ASKED, "chat_template_kwargs": {"thinking": deep}})
+    assert answer.status_code == 400
+    assert "not parseable as valid JSON" in answer.json()["error"]["message"]
+    assert left(ledger) == 0

@@ -14,7 +14,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
+from jobs import database, keys
 from jobs.api.app import create_app
+from jobs.api.auth import first_repeated
 from jobs.api.edge import READ_RATE, READ_SECONDS, patience_left
 from jobs.hints import Hints
 from jobs.settings import Settings
@@ -66,6 +68,26 @@ def test_a_body_that_stops_arriving_is_given_up_and_nothing_of_it_stays(
     deadline = time.monotonic() + 10
     while making.scalar(ledger, left) != 0:
         assert time.monotonic() < deadline, "what had arrived is still there"
+
+
+class Counted(str):
+    """A text that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)  # type: ignore[arg-type]
+
+    __hash__ = str.__hash__
+
+
+def test_a_name_that_comes_twice_is_found_in_one_pass() -> None:
+    """An address has room for thousands of names, and is read before its key is known."""
+    names = [Counted(number) for number in range(2_000)]
+    assert first_repeated(names) is None
+    assert Counted.compared < 10 * len(names)
+    assert first_repeated([*names, Counted(7), Counted(5)]) == "7"
 
 
 def trickle(opened: socket.socket, byte: bytes) -> bytes:
@@ -207,6 +229,29 @@ def test_a_client_who_leaves_the_rest_of_its_answer_is_cut_off(
                 assert time.monotonic() < deadline, "the connection is kept"
                 time.sleep(0.01)
             assert len(answer_to(opened, b"")) < 60_000
+
+
+def test_a_project_that_asks_for_all_leaves_room_for_others(ledger: Engine, key: str, hints: Hints) -> None:
+    app = create_app(ledger, hints, Settings(requests_at_once=8))
+    other = database.run(ledger, lambda c: keys.create(c, name="test", project_id="other"))
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n"
+
+    def status(key: str) -> int:
+        return httpx.get(f"{address}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, served(app, listening):
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with ExitStack() as waiting:
+            for _ in range(7):
+                opened = waiting.enter_context(connection(address))
+                opened.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            deadline = time.monotonic() + 20
+            while making.scalar(ledger, "SELECT count(*) FROM batch WHERE is_direct") != 7:
+                assert time.monotonic() < deadline
+            assert (status(key), status(other)) == (429, 200)
+        while status(key) != 200:
+            assert time.monotonic() < deadline, "those who left still count"
 
 
 def test_more_requests_at_once_than_are_answered_are_told_to_come_again(ledger: Engine, key: str, hints: Hints) -> None:

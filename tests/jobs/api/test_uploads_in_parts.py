@@ -6,7 +6,7 @@ import itertools
 import pytest
 from sqlalchemy import text
 
-from jobs import database, uploads
+from jobs import database, files, uploads
 from jobs.contract import limits
 from tests.jobs import making
 
@@ -119,10 +119,35 @@ def test_an_expired_upload_takes_nothing_and_is_swept(client, ledger):
     refused = complete(client, upload_id, part_ids)
     assert (refused.status_code, "'expired'" in refused.json()["error"]["message"]) == (409, True)
     assert add(client, upload_id, b"x").status_code == 409
-    assert database.run(ledger, uploads.sweep) == 0
+    assert database.run(ledger, uploads.sweep) == 0, "a transaction may be at it"
+    database.run(ledger, lambda c: c.execute(text("UPDATE upload SET expires_at = now() - interval '11 minutes'")))
+    assert database.run(ledger, uploads.sweep) == len(part_ids)
     assert held(ledger) == (0, 0)
+    assert database.run(ledger, uploads.sweep) == 0
     database.run(ledger, lambda c: c.execute(text("UPDATE upload SET expires_at = now() - interval '2 days'")))
     assert database.run(ledger, uploads.sweep) == 1
+
+
+def test_the_parts_of_many_expired_uploads_are_all_swept(client, ledger):
+    """A sweep takes a few parts; the next must not look for them again."""
+    part_ids = [part_id for _ in range(8) for part_id in add_all(client, begin(client))]
+    database.run(ledger, lambda c: c.execute(text("UPDATE upload SET expires_at = now() - interval '11 minutes'")))
+    swept = []
+    while not swept or swept[-1]:
+        swept.append(database.run(ledger, uploads.sweep))
+    assert (sum(swept), held(ledger)) == (len(part_ids), (0, 0))
+    assert len(swept) > 2
+
+
+def test_an_upload_that_is_completed_in_the_moment_it_expires_is_whole(client, ledger):
+    upload_id = begin(client)
+    part_ids = add_all(client, upload_id)
+    with ledger.begin() as late:  # its clock stands still
+        late.execute(text("SELECT now()"))
+        database.run(ledger, lambda c: c.execute(text("UPDATE upload SET expires_at = clock_timestamp()")))
+        database.run(ledger, uploads.sweep)
+        done = uploads.complete(late, "default", upload_id, part_ids)
+    assert len(b"".join(files.read(ledger, done.file_id))) == done.size_bytes
 
 
 def test_an_upload_of_another_project_does_not_exist(client, stranger):

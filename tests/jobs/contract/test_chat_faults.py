@@ -6,6 +6,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from jobs.contract import chat
 from jobs.errors import BadRequest
@@ -336,3 +337,44 @@ def test_what_is_known_and_not_served_is_refused_by_name(change: dict[str, Any],
 )
 def test_what_asks_for_nothing_special_is_taken(change: dict[str, Any]) -> None:
     chat.read({**BODY, **change})
+
+
+MANY = 5_000
+VERY_FAULTY: dict[str, dict[str, Any]] = {
+    "unknown keys": {f"key {n}": 1 for n in range(MANY)},
+    "unknown keys in a message": {"messages": [{**USER, **{f"key {n}": 1 for n in range(MANY)}}]},
+    "messages": {"messages": [{"role": "user", "content": [1]}] * 2_000},
+    "parts": {"messages": [{"role": "user", "content": [1] * MANY}]},
+    "calls": {"messages": [{"role": "assistant", "tool_calls": [1] * MANY}]},
+    "annotations": {"messages": [{**USER, "annotations": [1] * MANY}]},
+    "biases": {"logit_bias": {str(n): "x" for n in range(MANY)}},
+    "metadata": {"metadata": {str(n): 1 for n in range(MANY)}},
+    "modalities": {"modalities": [1] * MANY},
+    "predicted parts": {"prediction": {"type": "content", "content": [1] * MANY}},
+    "stops": {"stop": [1] * MANY, "stop_token_ids": ["x"] * MANY},
+    "tools": {"tools": [1] * MANY, "functions": [1] * MANY},
+}
+
+
+@pytest.mark.parametrize("kind", VERY_FAULTY)
+def test_a_body_of_very_many_faults_does_not_cost_a_second_and_a_gigabyte(kind: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        chat.ChatCompletion.model_validate(BODY | VERY_FAULTY[kind])
+    assert refused.value.error_count() < 500
+
+
+def test_of_very_many_unknown_keys_the_first_is_told() -> None:
+    with pytest.raises(BadRequest) as refused:
+        chat.read({f"key {n}": 1 for n in range(200)} | BODY)
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", "key 0")
+    with pytest.raises(BadRequest, match="you must provide a model"):
+        chat.read({f"key {n}": 1 for n in range(200)})
+
+
+def test_an_unknown_key_without_end_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.contract.errors.difflib.get_close_matches", lambda word, *_, **__: [word[:0]])
+    with pytest.raises(BadRequest, match="Did you mean"):
+        chat.read(BODY | {"temprature": 1})
+    with pytest.raises(BadRequest) as refused:
+        chat.read(BODY | {"temprature" * 1000: 1})
+    assert "Did you mean" not in refused.value.message

@@ -83,6 +83,16 @@ def test_strictness_is_no_business_of_the_model(qwen: Chat, chat: Chat) -> None:
         assert "strict" not in text_of(one, tools=STRICT)
 
 
+@pytest.mark.parametrize("arguments", ["[" * 700 + "]" * 700, '{"city": "\\ud800"}', "NaN", "Rome", ""])
+def test_arguments_that_are_no_json_object_are_told_as_they_were_sent(qwen: Chat, chat: Chat, arguments: str) -> None:
+    """Whoever sends a conversation says what was called in it: it need not be what a model could have written."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": arguments}}
+    turns = [*said("Hi"), {"role": "assistant", "tool_calls": [call]}]
+    told = [text_of(one, tools=TOOLS, messages=[*turns, *said("x")]) for one in (qwen, chat)]
+    assert f'"arguments": {json.dumps(arguments, ensure_ascii=False)}}}' in told[0]
+    assert f'"arguments": {arguments}}}' in told[1]
+
+
 @pytest.mark.parametrize("none", [{"tool_choice": "none"}, {"tools": []}])
 def test_without_a_choice_of_tools_none_are_told_and_none_are_read(chat: Chat, none: dict[str, object]) -> None:
     asked = {"tools": TOOLS, **none}

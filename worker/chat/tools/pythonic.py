@@ -63,7 +63,12 @@ class Pythonic:
 
 
 def _keywords(arguments: str) -> str:
-    return ", ".join(f"{name}={calls.written(value)}" for name, value in json.loads(arguments).items())
+    """What somebody says that the model wrote may be no object; then it is told as it is."""
+    try:
+        found = json.loads(arguments)
+        return ", ".join(f"{name}={calls.written(value)}" for name, value in found.items())
+    except (ValueError, AttributeError, RecursionError):
+        return arguments
 
 
 def _call_rules(rule: str, function: Function) -> list[str]:

@@ -162,6 +162,12 @@ def test_calls_that_are_written_are_read_as_they_were(family: Family, made: list
     assert family.parse(family.spell(made)) == ("", made)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("arguments", ["", "[1]", "Rome", '"\\ud800"', '{"city": "\\ud800"}', "[" * 9_999])
+def test_arguments_that_no_model_wrote_are_told_as_they_are(family: Family, arguments: str) -> None:
+    assert arguments in family.spell([Call("now", arguments)])
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not family.only_first])
 @given(st.text("ab \n<[{", max_size=9), made_calls)
 def test_what_is_said_before_calls_is_kept_up_to_the_blanks(family: Family, before: str, made: list[Call]) -> None:
