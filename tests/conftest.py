@@ -1,7 +1,6 @@
 """What all tests share: the demo's model, a real Postgres and a real Valkey, each started once."""
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +25,6 @@ settings.register_profile(
     derandomize="CHAOS" not in os.environ,
 )
 settings.load_profile("shared")
-
-
-def pytest_configure() -> None:
-    """Who is told to stop, by a runner whose time is over for one, takes down its servers before."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
