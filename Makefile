@@ -27,7 +27,7 @@ demo: install ## answer 24 varied requests on this machine
 	@$(BIN)/python -m examples.demo
 
 test: lint ## lint, then run every test
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(FAULTS) soak ## the tests of faults, much longer, and the soak; one part by its name, such as chaos-poison
 

@@ -1,10 +1,9 @@
 """`gristmill run`: a file of requests in, a file of answers out; interrupted at any moment, it goes on."""
 
-import os
 import secrets
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,8 @@ import click
 from gristmill import delivery, operate, screen
 from gristmill.client import ApiError, Client
 from gristmill.commands import settings as commands
+from gristmill.embedded import account as accounts
+from gristmill.embedded import folders
 from gristmill.faults import EXIT_INTERRUPTED
 from gristmill.input_file import InputFile, prepare
 from gristmill.operate import Operation
@@ -25,7 +26,6 @@ WINDOW = "30d"  # nobody waits for a deadline of ours but the person who started
 MARK = "gristmill_run"  # the metadata by which a batch is found again: the digest of its input
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 90
-SOCKET_PATH_BYTES_MAX = 103
 CONFLICT = 409
 DEAD = (BatchState.FAILED, BatchState.CANCELLING, BatchState.CANCELLED, BatchState.EXPIRED)
 
@@ -72,8 +72,7 @@ class _Run:
 
     def deliver_to(self, output: Path, errors: Path | None, *, is_fresh: bool) -> int:
         """Answer every line and write the files; the exit status."""
-        with tempfile.TemporaryDirectory(prefix="gristmill-", dir=_short_folder()) as folder:
-            socket = Path(folder) / "api.sock"
+        with _socket(self._running.settings.data_dir) as socket:
             self._running.start("api-of-run", "api", "--uds", str(socket))
             with Client("http://gristmill", self._running.key, socket=socket) as client:
                 self._running.wait_until(client.is_healthy)
@@ -144,7 +143,12 @@ class _Run:
             self._running.rest(LOOK_SECONDS)
 
 
-def _short_folder() -> str | None:
-    """None for the usual place of temporary folders, unless its name is too long for a socket."""
-    usual = os.fsencode(tempfile.gettempdir())
-    return None if len(usual) + len("/gristmill-12345678/api.sock") <= SOCKET_PATH_BYTES_MAX else "/tmp"  # noqa: S108
+@contextmanager
+def _socket(data_dir: Path) -> Iterator[Path]:
+    """Where the API of one run listens, in a folder that only this user may enter; the API removes it if we cannot."""
+    name = f"{secrets.token_hex(4)}.sock"
+    socket = folders.for_socket(folders.servers(data_dir) / "runs", name, accounts.current()) / name
+    try:
+        yield socket
+    finally:
+        socket.unlink(missing_ok=True)

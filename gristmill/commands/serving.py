@@ -63,6 +63,8 @@ def api(host: str, port: int, uds: Path | None, parent_pid: int | None) -> None:
             operate.refuse_taken_port(host, port)
         hints = Hints(settings.broker_url)
         ending.callback(hints.close)
+        # When uvicorn has shut down it sends itself the signal that told it to: by default SIGTERM would end us there.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         uvicorn.run(
             create_app(ledger, hints, settings),
             host=host,

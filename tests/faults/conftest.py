@@ -11,7 +11,7 @@ from tests import tiny_model
 from tests.faults.proxy import Network
 from tests.faults.system import System, on_servers_of_its_own
 from tests.faults.worker import MODEL
-from tests.gristmill.embedded.conftest import open_folder, remove
+from tests.gristmill.embedded.conftest import copy, open_folder, remove
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +31,10 @@ def system(ledger: Engine, servers: Addresses, model_folder: Path) -> Iterator[S
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def home(seed: Path) -> Iterator[Path]:
     """A data folder for servers that may be killed."""
     place = open_folder()
-    yield place / "data"
+    yield copy(seed, place)
     remove(place)
 
 

@@ -19,7 +19,7 @@ from gristmill.cli import main
 from gristmill.client import Client
 from jobs.settings import Settings
 from tests import tiny_model
-from tests.gristmill.embedded.conftest import open_folder, remove
+from tests.gristmill.embedded.conftest import copy, open_folder, remove
 from tests.gristmill.test_run import assert_nothing_runs, children, start
 
 DEADLINE_SECONDS = 60
@@ -264,10 +264,10 @@ def test_an_unknown_id_is_one_sentence(up: Up, command: str, batch_id: str) -> N
     assert refused.stderr.count("\n") == 1
 
 
-def test_killed_and_started_again_it_goes_on_and_ctrl_c_ends_it_whole() -> None:
+def test_killed_and_started_again_it_goes_on_and_ctrl_c_ends_it_whole(seed: Path) -> None:
     place = open_folder()
     try:
-        tiny_model.write(place / "data" / "models" / "tiny")
+        tiny_model.write(copy(seed, place) / "models" / "tiny")
         first = begin(place)
         key = first.key()
         first.process.kill()

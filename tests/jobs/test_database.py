@@ -44,6 +44,7 @@ def test_autocommit_keeps_what_a_transaction_takes_back(ledger: Engine) -> None:
 
 
 def test_a_connection_used_for_autocommit_is_transactional_again(ledger: Engine) -> None:
+    ledger.dispose()  # of those that other tests opened none shall be used
     database.run_autocommit(ledger, lambda c: c.execute(text("SELECT 1")))
     with pytest.raises(ProgrammingError):
         database.run(ledger, add_project_and_fail)

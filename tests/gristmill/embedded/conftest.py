@@ -48,18 +48,6 @@ def place() -> Iterator[Path]:
     remove(place)
 
 
-@pytest.fixture(scope="session")
-def seed() -> Iterator[Path]:
-    """A data folder whose servers were started once and stopped."""
-    place = open_folder()
-    try:
-        with EmbeddedServers(place / "data", say=print):
-            pass
-        yield place / "data"
-    finally:
-        remove(place)
-
-
 @pytest.fixture
 def folder(place: Path, seed: Path) -> Path:
     """A data folder that was used before: making a database is the slow part of a first start."""

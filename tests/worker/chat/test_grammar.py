@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from llguidance import LLTokenizer
 
 from jobs.contract.limits import GRAMMAR_CHARACTERS_MAX
 from jobs.errors import BadRequest, Unavailable
@@ -32,8 +33,15 @@ def tokenizer(smollm2: ModelFolder) -> Tokenizer:
     return smollm2.tokenizer()
 
 
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    """As the library wants it, which takes it longest to make."""
+    return Grammars(tokenizer)._tokenizer
+
+
 @pytest.fixture
-def grammars(tokenizer: Tokenizer) -> Grammars:
+def grammars(tokenizer: Tokenizer, vocabulary: LLTokenizer, monkeypatch: pytest.MonkeyPatch) -> Grammars:
+    monkeypatch.setattr(grammar, "LLTokenizer", lambda *_, **__: vocabulary)
     return Grammars(tokenizer)
 
 
