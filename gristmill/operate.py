@@ -31,7 +31,6 @@ WAIT_SECONDS_MAX = 30  # a worker that dies while it loads its model costs the o
 DEATHS_MAX = 5  # in a row, after which whoever waits for the program gives up
 DRAIN_EXTRA_SECONDS = 10
 NEWS_SECONDS = 2.0
-NO_MODEL = "No model is installed; add one with: gristmill models add smollm2-135m"
 LOG_BYTES_MAX = 16 * 1024 * 1024
 SAID_BYTES = 4096
 
@@ -75,7 +74,9 @@ class Program:
         if self._child is not None:
             self._child = None
             self.deaths += 1
-            say(f"{self.name} has ended with status {status}; starting it again (log: {self.log}).")
+            # Who is killed has no last words.
+            why = f": {self.last_words().removesuffix('.')}" if status and status > 0 else ""
+            say(f"{self.name} has ended with status {status}{why}; starting it again (log: {self.log}).")
         if self._pace.is_due(now):
             self.start()
 
@@ -299,13 +300,21 @@ def models_dir(settings: Settings) -> Path:
     return settings.data_dir / "models"
 
 
+def no_model(folder: Path) -> str:
+    """What to do where nothing is installed, or where we look in the wrong place."""
+    return (
+        f"No model is installed in {folder} ({environment_name('data_dir')} says where else to look); "
+        "add one with: gristmill models add smollm2-135m"
+    )
+
+
 def installed(settings: Settings, wanted: Sequence[str]) -> list[str]:
     """The models to serve: those wanted, or all. Fault where one is not there, ModelError where it is damaged."""
     folder = models_dir(settings)
     names = [found.name for found in model.list_models(folder)]
     if not names:
         damaged = model.list_damaged(folder)
-        raise damaged[0] if damaged else Fault(NO_MODEL)
+        raise damaged[0] if damaged else Fault(no_model(folder))
     for name in wanted:
         if name not in names:
             raise _absence(name, names, folder)

@@ -43,12 +43,14 @@ def status(batch_id: str | None, url: str, key: str | None) -> None:
         if batch_id is not None:
             _show(client.retrieve(batch_id))
             return
-        found = list(islice(client.batches(), SHOWN_MAX))
+        found = list(islice(client.batches(), SHOWN_MAX + 1))
     if not found:
         commands.say("There is no batch yet.")
         return
     rows = [(batch.id, batch.status, _lines(batch), batch.model or "", _time(batch.created_at)) for batch in found]
-    click.echo(screen.table(("BATCH", "STATUS", "LINES", "MODEL", "CREATED"), rows))
+    click.echo(screen.table(("BATCH", "STATUS", "LINES", "MODEL", "CREATED"), rows[:SHOWN_MAX]))
+    if len(rows) > SHOWN_MAX:
+        commands.say(f"Older than these {SHOWN_MAX} are not shown.")
 
 
 @click.command()

@@ -56,6 +56,7 @@ def _welcome(url: str, new_key: str | None, key_file: Path, model: str) -> str:
         f"Gristmill is ready (Ctrl-C stops it).\n\n"
         f"  URL      {url}/v1\n"
         f"  API key  {shown}\n"
+        f"  Page     {url}\n"
         f"  Logs     {key_file.parent / 'logs'}\n\n"
         f"Try it:\n"
         f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" \\\n'

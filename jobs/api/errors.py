@@ -57,7 +57,9 @@ def _of_http(request: Request, error: Exception) -> Response:
     place = f"{request.method} {request.scope['path']}"
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            return refuse(NotFound(f"Invalid URL ({place})"))
+            is_misplaced = not request.url.path.startswith("/v1/") or request.url.path.startswith("/v1/v1/")
+            hint = ". Check the base URL: it ends in /v1, once." if is_misplaced else ""
+            return refuse(NotFound(f"Invalid URL ({place}){hint}"))
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
             refusal = BadRequest(f"Not allowed to {place}. Allowed methods: {allowed}.", code="method_not_supported")

@@ -107,6 +107,21 @@ def test_a_file_that_is_no_backup_is_refused_in_one_sentence_and_harms_nothing(
     )
 
 
+def test_nobody_else_reads_a_backup_while_it_is_written(
+    ledger: Engine, servers: Addresses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    dump = backups._run
+
+    def watched(*words: str, **where: str) -> None:
+        dump(*words, **where)
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(backups, "_run", watched)
+    assert call(servers, "backup", tmp_path / "saved").exit_code == 0
+    assert modes == [0o600]
+
+
 def test_a_backup_that_cannot_be_written_leaves_nothing(ledger: Engine, servers: Addresses, tmp_path: Path) -> None:
     refused = call(servers, "backup", tmp_path / "no folder" / "saved")
     assert refused.exit_code == 2

@@ -145,8 +145,45 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_an_unknown_setting_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRISTMILL_SLOT", "3")
     said = refused("models", "list")
-    assert said.startswith("Error: GRISTMILL_SLOT is not a setting")
-    assert said.count("\n") == 1
+    assert said == "Error: GRISTMILL_SLOT is not a setting; did you mean GRISTMILL_SLOTS?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("GRISTMILL_DATABASE_URL", "x", "did you mean DATABASE_URL?"),
+        ("GRISTMILL_SPEED", "9", "list them with: gristmill settings"),
+        ("GRISTMILL_LOG_LEVEL", "loud", "='loud' cannot be used"),
+        ("GRISTMILL_SLOTS", "many", "='many' cannot be used"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_with_a_way_out(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    for command in (("models", "list"), ("worker", "--io"), ("up",)):
+        told = refused(*command)
+        assert told.startswith(f"Error: {name}")
+        assert said in told
+        assert told.count("\n") == 1
+
+
+def test_settings_are_listed_with_what_they_are_here_and_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRISTMILL_SLOTS", "3")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://someone:secret@h/x")
+    monkeypatch.setenv("GRISTMILL_LOG_LEVEL", "debug")
+    told = call("settings")
+    assert told.exit_code == 0
+    listed = told.stdout.splitlines()
+    assert {line.partition("=")[0] for line in listed[::2]} == Settings.environment_names()
+    assert {"GRISTMILL_SLOTS=3", "DATABASE_URL=...", "BROKER_URL=  (default)", "GRISTMILL_THREADS=2  (default)"} <= {
+        *listed
+    }
+    assert "secret" not in told.output
+    monkeypatch.setenv("GRISTMILL_SLOT", "3")
+    mistaken = call("settings")
+    assert (mistaken.exit_code, mistaken.stdout) == (2, told.stdout)
+    assert "did you mean GRISTMILL_SLOTS?" in mistaken.stderr
 
 
 def test_an_unknown_model_is_refused_in_one_sentence() -> None:
@@ -170,10 +207,13 @@ def test_a_damaged_model_is_marked_in_the_list_which_then_fails(data_dir: Path) 
     assert "model.onnx.data has 0 bytes instead of" in listed.stderr
 
 
-def test_without_a_model_up_and_run_say_how_to_add_one(tmp_path: Path) -> None:
+def test_without_a_model_up_and_run_say_how_to_add_one_and_where_they_looked(tmp_path: Path, data_dir: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(LINE)
     for command in (("up",), ("run", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")):
-        assert "gristmill models add smollm2-135m" in refused(*command)
+        said = refused(*command)
+        assert f"No model is installed in {data_dir}/models (" in said
+        assert "gristmill models add smollm2-135m" in said
+        assert "GRISTMILL_DATA_DIR" in said
 
 
 def test_a_bad_input_is_refused_before_anything_starts(tmp_path: Path, data_dir: Path) -> None:
@@ -254,7 +294,23 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
 def test_what_is_not_gristmill_is_told_so(api: StubApi) -> None:
     api.says("GET", "/v1/batches/batch_1", b"<html>")
     assert "is not JSON" in refused("status", "batch_1", "--url", api.url, "--key", "k")
-    assert "is not the address" in refused("status", "batch_1", "--url", "http://h:port", "--key", "k")
+    for url in ("http://h:port", "127.0.0.1:8000", "localhost:8000", "ftp://h", ""):
+        assert "is not the address" in refused("status", "batch_1", "--url", url, "--key", "k")
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_the_address_may_be_the_one_that_up_prints(api: StubApi, ending: str) -> None:
+    api.says("GET", "/v1/batches", {"data": [], "has_more": False})
+    assert call("status", "--url", api.url + ending, "--key", "k").exit_code == 0
+
+
+@pytest.mark.parametrize(("name", "sent"), [("a.jsonl", "a.jsonl"), ("a.txt", "a.txt.jsonl"), ("a", "a.jsonl")])
+def test_a_file_may_have_any_name_here(api: StubApi, tmp_path: Path, name: str, sent: str) -> None:
+    api.says("POST", "/v1/files", {"id": "file-in"})
+    api.says("POST", "/v1/batches", of(status="validating"))
+    (tmp_path / name).write_bytes(LINE)
+    assert call("submit", tmp_path / name, "--url", api.url, "--key", "k").exit_code == 0
+    assert f'filename="{sent}"'.encode() in api.asked[0][2]
 
 
 def test_without_a_key_the_person_is_told_where_one_comes_from() -> None:
@@ -290,6 +346,13 @@ def test_status_lists_batches_in_columns(api: StubApi) -> None:
     heading, row = call("status", "--url", api.url, "--key", "k").stdout.splitlines()
     assert heading.split() == ["BATCH", "STATUS", "LINES", "MODEL", "CREATED"]
     assert row.split()[:4] == ["batch_1", "completed", "2/2", "tiny"]
+
+
+def test_status_says_where_it_stops(api: StubApi) -> None:
+    api.says("GET", "/v1/batches", {"data": [of(id=f"batch_{n}") for n in range(51)], "has_more": False})
+    listed = call("status", "--url", api.url, "--key", "k")
+    assert len(listed.stdout.splitlines()) == 51
+    assert listed.stderr == "Older than these 50 are not shown.\n"
 
 
 def test_results_come_whole_with_status_0(api: StubApi, tmp_path: Path) -> None:
@@ -452,7 +515,7 @@ def test_a_program_that_keeps_dying_is_given_up_with_its_last_words(tmp_path: Pa
             running.refuse_hopeless()
     finally:
         running.stop()
-    assert any("ended with status 2" in sentence for sentence in said)
+    assert any("ended with status 2: No such option" in sentence for sentence in said)
     assert any(sentence.startswith("worker | ") for sentence in said)
 
 
