@@ -2,7 +2,7 @@
 
     python examples/chat.py API_KEY [URL [MODEL]]
 
-`gristmill up` prints the key and the URL, which ends in /v1.
+`gristmill up` prints the URL, which ends in /v1, and the key or the file that keeps it.
 """
 
 import sys

@@ -269,9 +269,22 @@ def stopped_by_signals() -> Iterator[None]:
         yield
 
 
+def kept_key(path: Path) -> str:
+    """The key in a file of ours; empty where there is none. Fault where the file is another user's."""
+    try:
+        return path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except PermissionError as error:
+        raise Fault(
+            f"{path} is another user's: start as that user, or choose another data folder with "
+            f"{environment_name('data_dir')}."
+        ) from error
+
+
 def own_key(engine: sqlalchemy.Engine, path: Path) -> str:
     """The key of this data folder's owner, made anew where it is missing or no longer let in."""
-    kept = path.read_text("utf-8").strip() if path.exists() else ""
+    kept = kept_key(path)
     if kept and database.run(engine, lambda c: keys.is_valid(c, kept)):
         return kept
     made = database.run(engine, lambda c: keys.create(c, name="gristmill on this machine"))

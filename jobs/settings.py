@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jobs.contract import limits
 
@@ -32,6 +32,15 @@ def _aliases(told: object) -> object:
     return aliases
 
 
+def _address(*beginnings: str) -> AfterValidator:
+    def check(told: str | None) -> str | None:
+        if told is not None and not told.startswith(beginnings):
+            raise ValueError(f"it does not begin with {' or '.join(beginnings)}")
+        return told
+
+    return AfterValidator(check)
+
+
 def _upper(told: object) -> object:
     return told.upper() if isinstance(told, str) else told
 
@@ -41,10 +50,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    database_url: str | None = Field(
+    database_url: Annotated[str | None, _address("postgresql://", "postgresql+psycopg://", "postgres://")] = Field(
         None, description="Postgres to use, e.g. postgresql://user@host/name. Unset: an embedded one."
     )
-    broker_url: str | None = Field(
+    broker_url: Annotated[str | None, _address("redis://", "rediss://", "redis+socket://")] = Field(
         None, description="Redis or Valkey for Celery, e.g. redis://host/0. Unset: an embedded one."
     )
     data_dir: Path = Field(
@@ -130,8 +139,10 @@ class Settings(BaseModel):
             return cls.model_validate({field: value for field, value in named.items() if value})
         except ValidationError as error:
             fault = error.errors()[0]
-            name = environment_name(str(fault["loc"][0]))
-            raise SettingsError(f"{name}={environment[name]!r} cannot be used: {fault['msg']}.") from None
+            field = str(fault["loc"][0])
+            name = environment_name(field)
+            told = "" if field in UNPREFIXED else f"={environment[name]!r}"  # an address may hold a password
+            raise SettingsError(f"{name}{told} cannot be used: {fault['msg'].removeprefix('Value error, ')}.") from None
 
 
 def environment_name(field: str) -> str:

@@ -19,7 +19,7 @@ def backup(target: Path) -> None:
 
 
 @click.command()
-@click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def restore(source: Path) -> None:
     """Bring back what `gristmill backup` saved, into an empty database; nothing else may run on it meanwhile."""
     with operate.servers(commands.read_quietly(), commands.say) as (settings, _):

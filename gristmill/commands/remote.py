@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gristmill import delivery, screen
+from gristmill import delivery, operate, screen
 from gristmill.client import Client
 from gristmill.commands import settings as commands
 from gristmill.faults import Fault
@@ -82,9 +82,10 @@ def cancel(batch_id: str, url: str, key: str | None) -> None:
 
 def _client(url: str, key: str | None) -> Client:
     kept = commands.read_quietly().data_dir / "api-key"
-    if not key and not kept.exists():
+    given = key or operate.kept_key(kept)
+    if not given:
         raise Fault(f"No key: give one with --key, or start `gristmill up`, which keeps one in {kept}.")
-    return Client(url, key or kept.read_text("utf-8"))
+    return Client(url, given)
 
 
 def _show(batch: Batch) -> None:

@@ -27,7 +27,7 @@ def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
         commands.say(f"{damage.name} is left out: {damage}.")
     operate.refuse_taken_port(host, port)
     key_file = settings.data_dir / "api-key"
-    known = key_file.read_text("utf-8").strip() if key_file.exists() else ""
+    known = operate.kept_key(key_file)
     try:
         with operate.operation(settings, say=commands.say, is_verbose=verbose) as running:
             running.start("api", "api", "--host", host, "--port", str(port))

@@ -155,6 +155,8 @@ def test_an_unknown_setting_is_refused_in_one_sentence(monkeypatch: pytest.Monke
         ("GRISTMILL_SPEED", "9", "list them with: gristmill settings"),
         ("GRISTMILL_LOG_LEVEL", "loud", "='loud' cannot be used"),
         ("GRISTMILL_SLOTS", "many", "='many' cannot be used"),
+        ("DATABASE_URL", "mysql://u:p@h/x", "DATABASE_URL cannot be used: it does not begin with postgresql:// or "),
+        ("BROKER_URL", "amqp://u:p@h", "BROKER_URL cannot be used: it does not begin with redis:// or "),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_with_a_way_out(
@@ -326,6 +328,22 @@ def test_the_key_that_up_keeps_is_used(api: StubApi, data_dir: Path) -> None:
     assert api.asked[0][3] == "Bearer gm_kept"
 
 
+def test_the_key_of_another_user_is_refused_with_a_way_out(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read any, so the refusal is the system's in play only."""
+
+    def refuse(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gristmill.operate.installed", lambda *_: ["tiny"])
+    monkeypatch.setattr(Path, "read_text", refuse)
+    for command in (("status",), ("up",)):
+        said = refused(*command)
+        assert said == (
+            f"Error: {data_dir}/api-key is another user's: start as that user, or choose another data folder with "
+            "GRISTMILL_DATA_DIR.\n"
+        )
+
+
 def test_a_refusal_is_said_in_the_servers_words(api: StubApi) -> None:
     api.says("GET", "/v1/batches/batch_1", {"error": {"message": "No batch found."}}, status=404)
     assert refused("status", "batch_1", "--url", api.url, "--key", "k") == "Error: No batch found.\n"
@@ -405,8 +423,8 @@ def test_each_fault_of_a_file_is_told_with_its_line_and_the_rest_counted(api: St
     api.says("GET", "/v1/batches/batch_1", of(status="failed", errors={"object": "list", "data": faults}))
     said = refused("results", "batch_1", "-o", tmp_path / "out.jsonl", "--url", api.url, "--key", "k").splitlines()
     assert said[0] == "line 1: Fault 1. (bad)"
-    assert said[-1] == "and 3 more"
-    assert len(said) == 21
+    assert said[-2:] == ["and 3 more", "No line was run; mend the file and send it again."]
+    assert len(said) == 22
 
 
 def test_lists_are_read_to_their_last_page(api: StubApi) -> None:

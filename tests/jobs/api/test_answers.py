@@ -64,6 +64,12 @@ def test_every_refusal_wears_the_envelope_and_a_request_id(client, method, path,
     refusal(client.request(method, path), status)
 
 
+def test_a_wrong_method_is_told_all_the_right_ones(client):
+    answer = client.put("/v1/files")
+    assert refusal(answer, 405)["message"] == "Not allowed to PUT /v1/files. Allowed methods: GET, HEAD, POST."
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
