@@ -12,7 +12,7 @@ UNSHOWN = "..."  # an address may hold a password
 @click.command()
 def settings() -> None:
     """Show every setting with its value here, then what is wrong with them, if anything is."""
-    defaults = Settings()
+    defaults = Settings.read({})
     for field, knob in Settings.model_fields.items():
         name = environment_name(field)
         told = os.environ.get(name)

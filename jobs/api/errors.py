@@ -73,7 +73,8 @@ def _of_http(request: Request, error: Exception) -> Response:
 def _methods(request: Request) -> set[str]:
     """Those of all routes of a path; the router tells those of the first."""
     routes = (route for route in request.app.routes if isinstance(route, APIRoute))
-    return {name for route in routes if route.matches(request.scope)[0] is not Match.NONE for name in route.methods}
+    found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {name for route in found for name in route.methods or ()}
 
 
 def _of_validation(_: Request, error: Exception) -> Response:
