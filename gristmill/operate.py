@@ -187,7 +187,7 @@ class Operation:
                     self._send(signal.SIGKILL)
                 elif waited > NEWS_SECONDS and not is_told:
                     is_told = True
-                    self._say("Stopping; Ctrl-C again stops at once.")
+                    self._say("Stopping the workers; Ctrl-C does not wait for them.")
                 time.sleep(POLL_SECONDS)
             if self._is_verbose:
                 self._show_logs()

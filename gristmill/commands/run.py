@@ -4,7 +4,8 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 90
 SOCKET_PATH_BYTES_MAX = 103
 CONFLICT = 409
+LATEST = 100  # batches that are asked whether they compete
 DEAD = (BatchState.FAILED, BatchState.CANCELLING, BatchState.CANCELLED, BatchState.EXPIRED)
 
 
@@ -83,6 +85,9 @@ class _Run:
     def _finished(self, client: Client, batch: Batch) -> Batch:
         """Start the workers, unless nothing is left to do, and wait."""
         if not delivery.is_over(batch):
+            latest = self._patiently(lambda: list(islice(client.batches(), LATEST)))
+            if sentence := competition(latest, batch.id):
+                self._display.say(sentence)
             self._running.start_workers(self._models)
         batch_id = batch.id
         while not delivery.is_over(batch):
@@ -142,6 +147,19 @@ class _Run:
                     raise
             self._running.refuse_hopeless()
             self._running.rest(LOOK_SECONDS)
+
+
+def competition(latest: Iterable[Batch], batch_id: str) -> str | None:
+    """What to tell of other batches that share the workers, such as those of runs that were stopped."""
+    others = [one for one in latest if one.id != batch_id and one.status == BatchState.IN_PROGRESS.value]
+    if not others:
+        return None
+    lines = sum(one.request_counts.total - one.request_counts.completed - one.request_counts.failed for one in others)
+    named = others[0].id if len(others) == 1 else f"{len(others)} batches"
+    return (
+        f"The workers also answer {named} of before, {lines} lines; "
+        "to end that, start `gristmill up` and then run: gristmill cancel BATCH"
+    )
 
 
 def _short_folder() -> str | None:

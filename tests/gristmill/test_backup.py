@@ -134,5 +134,5 @@ def test_a_backup_that_is_not_there_is_told_before_anything_starts(
     monkeypatch.setenv("GRISTMILL_DATA_DIR", str(tmp_path / "data"))
     refused = CliRunner().invoke(main, ["restore", str(tmp_path / "nope")])
     assert refused.exit_code == 2
-    assert f"File '{tmp_path}/nope' does not exist." in refused.stderr
+    assert refused.stderr == f"Error: There is no file {tmp_path}/nope.\n"
     assert not (tmp_path / "data").exists()

@@ -20,6 +20,7 @@ from rich.console import Console
 from gristmill import delivery, screen
 from gristmill.cli import main
 from gristmill.client import Client
+from gristmill.commands.run import competition
 from gristmill.faults import Fault
 from gristmill.input_file import prepare, with_model
 from gristmill.operate import Operation, own_key
@@ -543,6 +544,20 @@ def test_a_child_ends_with_its_parent() -> None:
         "_end_with(1 << 30); threading.Event().wait(60)"
     )
     assert subprocess.run([sys.executable, "-c", child], timeout=30, check=False).returncode == -15
+
+
+def test_a_run_tells_of_those_that_it_shares_its_workers_with() -> None:
+    counts = {"total": 400, "completed": 3, "failed": 1}
+    latest = [
+        Batch.model_validate(of(id="batch_mine", status="in_progress")),
+        Batch.model_validate(of(id="batch_stopped", status="in_progress", request_counts=counts)),
+        Batch.model_validate(of(id="batch_done")),
+    ]
+    assert competition(latest[::2], "batch_mine") is None
+    said = competition(latest, "batch_mine")
+    assert said is not None
+    assert said.startswith("The workers also answer batch_stopped of before, 396 lines; ")
+    assert "answer 2 batches of before, 396 lines; " in (competition(latest, "batch_new") or "")
 
 
 def test_batches_are_parsed_by_the_contract() -> None:
