@@ -330,12 +330,13 @@ def test_the_key_that_up_keeps_is_used(api: StubApi, data_dir: Path) -> None:
 
 
 def test_the_key_of_another_user_is_refused_with_a_way_out(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read any, so the refusal is the system's in play only."""
+    """Played, since root may read any file."""
 
     def refuse(*_: object) -> str:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("gristmill.operate.installed", lambda *_: ["tiny"])
+    monkeypatch.setattr("gristmill.operate.refuse_taken_port", lambda *_: None)
     monkeypatch.setattr(Path, "read_text", refuse)
     for command in (("status",), ("up",)):
         said = refused(*command)
