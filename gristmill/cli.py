@@ -4,6 +4,7 @@ import click
 
 from gristmill.commands.audit import audit
 from gristmill.commands.backup import backup, restore
+from gristmill.commands.environment import settings
 from gristmill.commands.keys import keys
 from gristmill.commands.models import models
 from gristmill.commands.projects import projects
@@ -20,14 +21,14 @@ from gristmill.faults import Group
 def main() -> None:
     """Batch inference for language models: the OpenAI Batch API on machines you own.
 
-    Settings come from the environment (DATABASE_URL, BROKER_URL, GRISTMILL_...); unset, everything runs on this
-    machine and is kept in ~/.local/share/gristmill.
+    Settings come from the environment, and `gristmill settings` lists them; unset, everything runs on this machine
+    and is kept in ~/.local/share/gristmill.
     """
 
 
 for command in (
     *(run, up, submit, status, results, cancel, models, keys, projects, webhooks),
-    *(audit, backup, restore, migrate, api, worker),
+    *(settings, audit, backup, restore, migrate, api, worker),
 ):
     main.add_command(command)
 

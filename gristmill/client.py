@@ -51,9 +51,11 @@ class Client:
     ) -> None:
         if socket is not None:
             transport = httpx.HTTPTransport(uds=str(socket))
+        if not url.startswith(("http://", "https://")):
+            raise ApiError(f"'{url}' is not the address of a server, which begins with http:// or https://.")
         try:
             self._http = httpx.Client(
-                base_url=url.rstrip("/"),
+                base_url=url.rstrip("/").removesuffix("/v1"),  # with it, as other clients want it, is right too
                 # A key read from a file or typed may hold anything; only visible ASCII can be sent.
                 headers={"Authorization": f"Bearer {key.strip()}".encode("ascii", "replace").decode()},
                 timeout=TIMEOUT,
@@ -80,7 +82,8 @@ class Client:
             return False
 
     def upload(self, file: BinaryIO, filename: str) -> str:
-        """Send the lines of a batch; the id of the file."""
+        """Send the lines of a batch, whatever their file is called here; the id of the file."""
+        filename = filename if filename.endswith(".jsonl") else f"{filename}.jsonl"  # the only name that is taken
         answer = self._ask("POST", "/v1/files", files={"file": (filename, file)}, data={"purpose": "batch"})
         return str(_json(answer)["id"])
 

@@ -22,6 +22,7 @@ def deliver(client: Client, batch: Batch, output: Path, errors: Path | None, say
     if batch.status == BatchState.FAILED.value:
         for sentence in faults(batch):
             say(sentence)
+        say("No line was run; mend the file and send it again.")
         return EXIT_COULD_NOT_RUN
     failures = errors or errors_beside(output)
     _fetch(client, batch.output_file_id, output)

@@ -31,7 +31,6 @@ WAIT_SECONDS_MAX = 30  # a worker that dies while it loads its model costs the o
 DEATHS_MAX = 5  # in a row, after which whoever waits for the program gives up
 DRAIN_EXTRA_SECONDS = 10
 NEWS_SECONDS = 2.0
-NO_MODEL = "No model is installed; add one with: gristmill models add smollm2-135m"
 LOG_BYTES_MAX = 16 * 1024 * 1024
 SAID_BYTES = 4096
 
@@ -75,7 +74,9 @@ class Program:
         if self._child is not None:
             self._child = None
             self.deaths += 1
-            say(f"{self.name} has ended with status {status}; starting it again (log: {self.log}).")
+            # Who is killed has no last words.
+            why = f": {self.last_words().removesuffix('.')}" if status and status > 0 else ""
+            say(f"{self.name} has ended with status {status}{why}; starting it again (log: {self.log}).")
         if self._pace.is_due(now):
             self.start()
 
@@ -186,7 +187,7 @@ class Operation:
                     self._send(signal.SIGKILL)
                 elif waited > NEWS_SECONDS and not is_told:
                     is_told = True
-                    self._say("Stopping; Ctrl-C again stops at once.")
+                    self._say("Stopping the workers; Ctrl-C does not wait for them.")
                 time.sleep(POLL_SECONDS)
             if self._is_verbose:
                 self._show_logs()
@@ -268,9 +269,22 @@ def stopped_by_signals() -> Iterator[None]:
         yield
 
 
+def kept_key(path: Path) -> str:
+    """The key in a file of ours; empty where there is none. Fault where the file is another user's."""
+    try:
+        return path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except PermissionError as error:
+        raise Fault(
+            f"{path} is another user's: start as that user, or choose another data folder with "
+            f"{environment_name('data_dir')}."
+        ) from error
+
+
 def own_key(engine: sqlalchemy.Engine, path: Path) -> str:
     """The key of this data folder's owner, made anew where it is missing or no longer let in."""
-    kept = path.read_text("utf-8").strip() if path.exists() else ""
+    kept = kept_key(path)
     if kept and database.run(engine, lambda c: keys.is_valid(c, kept)):
         return kept
     made = database.run(engine, lambda c: keys.create(c, name="gristmill on this machine"))
@@ -299,13 +313,21 @@ def models_dir(settings: Settings) -> Path:
     return settings.data_dir / "models"
 
 
+def no_model(folder: Path) -> str:
+    """What to do where nothing is installed, or where we look in the wrong place."""
+    return (
+        f"No model is installed in {folder} ({environment_name('data_dir')} says where else to look); "
+        "add one with: gristmill models add smollm2-135m"
+    )
+
+
 def installed(settings: Settings, wanted: Sequence[str]) -> list[str]:
     """The models to serve: those wanted, or all. Fault where one is not there, ModelError where it is damaged."""
     folder = models_dir(settings)
     names = [found.name for found in model.list_models(folder)]
     if not names:
         damaged = model.list_damaged(folder)
-        raise damaged[0] if damaged else Fault(NO_MODEL)
+        raise damaged[0] if damaged else Fault(no_model(folder))
     for name in wanted:
         if name not in names:
             raise _absence(name, names, folder)

@@ -89,6 +89,7 @@ class Key:
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    is_live: bool
 
 
 LIMITS = (table.c.requests_per_minute, table.c.uploads_at_once, table.c.open_batches, table.c.queued_lines)
@@ -182,8 +183,9 @@ def exists(connection: Connection) -> bool:
 
 def find(connection: Connection) -> list[Key]:
     """Every key that was ever made, oldest first."""
-    columns = ("id", "project_id", "name", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
-    rows = connection.execute(select(*(table.c[name] for name in columns)).order_by(table.c.created_at, table.c.id))
+    names = ("id", "project_id", "name", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
+    columns: list[ColumnElement[Any]] = [*(table.c[name] for name in names), IS_LIVE]
+    rows = connection.execute(select(*columns).order_by(table.c.created_at, table.c.id))
     return [Key(row[0], row[1], row[2], row[3] and tuple(row[3]), *row[4:]) for row in rows]
 
 

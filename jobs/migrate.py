@@ -34,9 +34,11 @@ def check(engine: Engine) -> None:
     """SettingsError in one sentence unless the schema is at the revision this program was made for."""
     expected = ScriptDirectory.from_config(_config(None)).get_current_head()
     found = database.run(engine, lambda c: MigrationContext.configure(c).get_current_revision())
+    if found is None:
+        raise SettingsError("The database has no tables yet; make them with: gristmill migrate")
     if found != expected:
         raise SettingsError(
-            f"The database is at schema revision {found or 'none'} and this program needs {expected}: "
+            f"The database is at schema revision {found} and this program needs {expected}: "
             "run `gristmill migrate` of the newest version you use."
         )
 

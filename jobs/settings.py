@@ -4,11 +4,12 @@
 capitals. An unknown `GRISTMILL_` name stops the start, so that a typing error is not a silent default.
 """
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jobs.contract import limits
 
@@ -31,22 +32,37 @@ def _aliases(told: object) -> object:
     return aliases
 
 
+def _address(*beginnings: str) -> AfterValidator:
+    def check(told: str | None) -> str | None:
+        if told is not None and not told.startswith(beginnings):
+            raise ValueError(f"it does not begin with {' or '.join(beginnings)}")
+        return told
+
+    return AfterValidator(check)
+
+
+def _upper(told: object) -> object:
+    return told.upper() if isinstance(told, str) else told
+
+
 class Settings(BaseModel):
     """One field a knob; the description is the user's explanation of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    database_url: str | None = Field(
+    database_url: Annotated[str | None, _address("postgresql://", "postgresql+psycopg://", "postgres://")] = Field(
         None, description="Postgres to use, e.g. postgresql://user@host/name. Unset: an embedded one."
     )
-    broker_url: str | None = Field(
+    broker_url: Annotated[str | None, _address("redis://", "rediss://", "redis+socket://")] = Field(
         None, description="Redis or Valkey for Celery, e.g. redis://host/0. Unset: an embedded one."
     )
     data_dir: Path = Field(
         default_factory=lambda: Path.home() / ".local" / "share" / "gristmill",
         description="Where models, the embedded servers' data and logs live.",
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
     database_connections: int = Field(10, ge=2, description="Connections each process may hold.")
     model_aliases: Annotated[Mapping[str, str], BeforeValidator(_aliases)] = Field(
         {}, description="Other names for models, e.g. gpt-4o-mini=smollm2-135m,gpt-4o=smollm2-135m. Unset: none."
@@ -115,14 +131,18 @@ class Settings(BaseModel):
         """Settings from `environment`. SettingsError names the variable that cannot be used."""
         for name in environment:
             if name.startswith(PREFIX) and name not in cls.environment_names():
-                raise SettingsError(f"{name} is not a setting; known are {', '.join(sorted(cls.environment_names()))}.")
+                near = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), cls.model_fields, n=1)
+                hint = f"did you mean {environment_name(near[0])}?" if near else "list them with: gristmill settings"
+                raise SettingsError(f"{name} is not a setting; {hint}")
         named = {field: environment.get(environment_name(field)) for field in cls.model_fields}
         try:
             return cls.model_validate({field: value for field, value in named.items() if value})
         except ValidationError as error:
             fault = error.errors()[0]
-            name = environment_name(str(fault["loc"][0]))
-            raise SettingsError(f"{name}={fault['input']!r} cannot be used: {fault['msg']}.") from None
+            field = str(fault["loc"][0])
+            name = environment_name(field)
+            told = "" if field in UNPREFIXED else f"={environment[name]!r}"  # an address may hold a password
+            raise SettingsError(f"{name}{told} cannot be used: {fault['msg'].removeprefix('Value error, ')}.") from None
 
 
 def environment_name(field: str) -> str:

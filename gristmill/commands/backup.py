@@ -6,6 +6,7 @@ import click
 
 from gristmill import backups, operate
 from gristmill.commands import settings as commands
+from gristmill.faults import Fault
 
 
 @click.command()
@@ -22,6 +23,8 @@ def backup(target: Path) -> None:
 @click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
 def restore(source: Path) -> None:
     """Bring back what `gristmill backup` saved, into an empty database; nothing else may run on it meanwhile."""
+    if not source.is_file():
+        raise Fault(f"There is no file {source}.")
     with operate.servers(commands.read_quietly(), commands.say) as (settings, _):
         assert settings.database_url is not None
         backups.bring_back(settings.database_url, source)

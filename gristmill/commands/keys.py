@@ -79,4 +79,6 @@ def _day(moment: datetime | None) -> str:
 def _state(key: api_keys.Key) -> str:
     if key.revoked_at is not None:
         return f"revoked {_day(key.revoked_at)}"
+    if not key.is_live:
+        return f"ended {_day(key.expires_at)}"
     return "in use" if key.expires_at is None else f"until {_day(key.expires_at)}"

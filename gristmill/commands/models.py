@@ -60,7 +60,7 @@ def list_(context: click.Context) -> None:
     if rows:
         click.echo(screen.table(("NAME", "PRECISION", "SIZE"), sorted(rows)))
     else:
-        commands.say(operate.NO_MODEL)
+        commands.say(operate.no_model(directory))
     for damage in damaged:
         commands.say(str(damage))
     if damaged:

@@ -4,6 +4,7 @@ import click
 from sqlalchemy import select, update
 
 from gristmill import screen
+from gristmill.commands import settings as commands
 from gristmill.commands.ledger import ledger
 from gristmill.faults import Fault
 from jobs import database
@@ -32,3 +33,4 @@ def weigh(project: str, weight: int) -> None:
         statement = update(table).where(table.c.id == project).values(weight=weight)
         if not database.run(engine, lambda c: c.execute(statement).rowcount):
             raise Fault(f"There is no project '{project}'; the first key of a project makes it.")
+    commands.say(f"The project {project} has the weight {weight}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gristmill import delivery, screen
+from gristmill import delivery, operate, screen
 from gristmill.client import Client
 from gristmill.commands import settings as commands
 from gristmill.faults import Fault
@@ -43,12 +43,14 @@ def status(batch_id: str | None, url: str, key: str | None) -> None:
         if batch_id is not None:
             _show(client.retrieve(batch_id))
             return
-        found = list(islice(client.batches(), SHOWN_MAX))
+        found = list(islice(client.batches(), SHOWN_MAX + 1))
     if not found:
         commands.say("There is no batch yet.")
         return
     rows = [(batch.id, batch.status, _lines(batch), batch.model or "", _time(batch.created_at)) for batch in found]
-    click.echo(screen.table(("BATCH", "STATUS", "LINES", "MODEL", "CREATED"), rows))
+    click.echo(screen.table(("BATCH", "STATUS", "LINES", "MODEL", "CREATED"), rows[:SHOWN_MAX]))
+    if len(rows) > SHOWN_MAX:
+        commands.say(f"Older than these {SHOWN_MAX} are not shown.")
 
 
 @click.command()
@@ -80,9 +82,10 @@ def cancel(batch_id: str, url: str, key: str | None) -> None:
 
 def _client(url: str, key: str | None) -> Client:
     kept = commands.read_quietly().data_dir / "api-key"
-    if not key and not kept.exists():
+    given = key or operate.kept_key(kept)
+    if not given:
         raise Fault(f"No key: give one with --key, or start `gristmill up`, which keeps one in {kept}.")
-    return Client(url, key or kept.read_text("utf-8"))
+    return Client(url, given)
 
 
 def _show(batch: Batch) -> None:

@@ -2,8 +2,9 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ MARK = "gristmill_run"  # the metadata by which a batch is found again: the dige
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 90
 CONFLICT = 409
+LATEST = 100  # batches that are asked whether they compete
 DEAD = (BatchState.FAILED, BatchState.CANCELLING, BatchState.CANCELLED, BatchState.EXPIRED)
 
 
@@ -82,6 +84,9 @@ class _Run:
     def _finished(self, client: Client, batch: Batch) -> Batch:
         """Start the workers, unless nothing is left to do, and wait."""
         if not delivery.is_over(batch):
+            latest = self._patiently(lambda: list(islice(client.batches(), LATEST)))
+            if sentence := competition(latest, batch.id):
+                self._display.say(sentence)
             self._running.start_workers(self._models)
         batch_id = batch.id
         while not delivery.is_over(batch):
@@ -152,3 +157,16 @@ def _socket(data_dir: Path) -> Iterator[Path]:
         yield socket
     finally:
         socket.unlink(missing_ok=True)
+
+
+def competition(latest: Iterable[Batch], batch_id: str) -> str | None:
+    """What to tell of other batches that share the workers, such as those of runs that were stopped."""
+    others = [one for one in latest if one.id != batch_id and one.status == BatchState.IN_PROGRESS.value]
+    if not others:
+        return None
+    lines = sum(one.request_counts.total - one.request_counts.completed - one.request_counts.failed for one in others)
+    named = others[0].id if len(others) == 1 else f"{len(others)} batches"
+    return (
+        f"The workers also answer {named} of before, {lines} lines; "
+        "to end that, start `gristmill up` and then run: gristmill cancel BATCH"
+    )

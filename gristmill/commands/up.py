@@ -27,7 +27,7 @@ def up(host: str, port: int, models: tuple[str, ...], verbose: bool) -> None:
         commands.say(f"{damage.name} is left out: {damage}.")
     operate.refuse_taken_port(host, port)
     key_file = settings.data_dir / "api-key"
-    known = key_file.read_text("utf-8").strip() if key_file.exists() else ""
+    known = operate.kept_key(key_file)
     try:
         with operate.operation(settings, say=commands.say, is_verbose=verbose) as running:
             running.start("api", "api", "--host", host, "--port", str(port))
@@ -56,6 +56,7 @@ def _welcome(url: str, new_key: str | None, key_file: Path, model: str) -> str:
         f"Gristmill is ready (Ctrl-C stops it).\n\n"
         f"  URL      {url}/v1\n"
         f"  API key  {shown}\n"
+        f"  Page     {url}\n"
         f"  Logs     {key_file.parent / 'logs'}\n\n"
         f"Try it:\n"
         f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" \\\n'

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from jobs.api import batches, chat, errors, files, health, models, schema, uploads
+from jobs.api import batches, chat, errors, files, health, models, page, schema, uploads
 from jobs.api.at_once import AtOnce
 from jobs.api.edge import Edge
 from jobs.api.services import Services
@@ -48,6 +48,7 @@ def create_app(engine: Engine, hints: Hints, settings: Settings) -> FastAPI:
         app.add_api_route(path, endpoint, methods=[method])
         if method == "GET":  # the headers of the same answer; the server leaves the body out
             app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/", page.get, methods=["GET", "HEAD"], include_in_schema=False)
     errors.register(app)
     app.add_middleware(Edge, requests_at_once=settings.requests_at_once)
     schema.register(app)

@@ -8,8 +8,10 @@ import sqlalchemy.exc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jobs import database
 from jobs.api.ranges import Unsatisfiable
@@ -57,13 +59,22 @@ def _of_http(request: Request, error: Exception) -> Response:
     place = f"{request.method} {request.scope['path']}"
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            return refuse(NotFound(f"Invalid URL ({place})"))
+            is_misplaced = not request.url.path.startswith("/v1/") or request.url.path.startswith("/v1/v1/")
+            hint = ". Check the base URL: it ends in /v1, once." if is_misplaced else ""
+            return refuse(NotFound(f"Invalid URL ({place}){hint}"))
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(sorted(_methods(request)))
             refusal = BadRequest(f"Not allowed to {place}. Allowed methods: {allowed}.", code="method_not_supported")
-            return refuse(refusal, status=error.status_code, headers=error.headers)
+            return refuse(refusal, status=error.status_code, headers={"allow": allowed})
         case _:
             return refuse(BadRequest(str(error.detail)), status=error.status_code, headers=error.headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """Those of all routes of a path; the router tells those of the first."""
+    routes = (route for route in request.app.routes if isinstance(route, APIRoute))
+    found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {name for route in found for name in route.methods or ()}
 
 
 def _of_validation(_: Request, error: Exception) -> Response:

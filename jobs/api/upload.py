@@ -172,7 +172,7 @@ def _refuse_content(form: Form) -> None:
         line for line in files.lines([bytes(form.pending)], size_max=limits.LINE_SIZE_MAX) if line and line.strip()
     ]
     if len(lines) < 2 and not (lines and _is_json(lines[0])):
-        raise BadRequest("Invalid file format for Batch API. Must be .jsonl, with a JSON object a line.")
+        raise BadRequest("Invalid file format for Batch API. Must be .jsonl, with a JSON object a line, in UTF-8.")
 
 
 def _is_json(line: bytes) -> bool:

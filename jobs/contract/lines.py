@@ -11,6 +11,7 @@ import orjson
 
 from jobs.contract import limits
 from jobs.contract.batch import Fault
+from jobs.contract.errors import type_name
 
 EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
 CANCELLED = ("batch_cancelled", "This request was not executed because the batch was cancelled.")
@@ -39,9 +40,9 @@ def parse(raw: bytes | None, line_no: int, *, endpoint: str) -> InputLine:
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        line = None
+        return InputLine(faults=[_not_json(raw, line_no)])
     if not isinstance(line, dict):
-        return InputLine(faults=[_not_json(line_no)])
+        return InputLine(faults=[_not_an_object(line, line_no)])
     custom_id, body = line.get("custom_id"), line.get("body")
     faults: list[Fault] = []
     if not is_custom_id(custom_id):
@@ -90,8 +91,18 @@ def _too_long(line_no: int) -> Fault:
     )
 
 
-def _not_json(line_no: int) -> Fault:
-    return Fault(code="invalid_json_line", message="This line is not parseable as valid JSON.", line=line_no)
+def _not_json(raw: bytes, line_no: int) -> Fault:
+    message = "This line is not parseable as valid JSON."
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        message += " It is not in UTF-8, as the file must be."
+    return Fault(code="invalid_json_line", message=message, line=line_no)
+
+
+def _not_an_object(found: object, line_no: int) -> Fault:
+    message = f"Expected one request, a JSON object, in this line, but it is {type_name(found)}."
+    return Fault(code="invalid_json_line", message=message, line=line_no)
 
 
 def _streamed(line_no: int) -> Fault:

@@ -46,5 +46,5 @@ def test_a_program_for_openai_runs_unchanged(
 
 
 def test_the_example_prints_what_the_model_says(python: Path, address: str, key: str, worker: ScriptedWorker) -> None:
-    done = run(python, EXAMPLE, key, address, "tiny")
+    done = run(python, EXAMPLE, key, f"{address}/v1", "tiny")
     assert (done.returncode, done.stdout) == (0, "WHAT IS A GRIST MILL?\n"), done.stderr

@@ -110,7 +110,7 @@ def test_a_file_that_is_no_backup_is_refused_in_one_sentence_and_harms_nothing(
 def test_a_backup_that_cannot_be_written_leaves_nothing(ledger: Engine, servers: Addresses, tmp_path: Path) -> None:
     refused = call(servers, "backup", tmp_path / "no folder" / "saved")
     assert refused.exit_code == 2
-    assert refused.stderr.startswith("Error: ")
+    assert refused.stderr == f"Error: There is no folder {tmp_path}/no folder.\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,3 +126,13 @@ def test_a_backup_is_nobody_elses_from_its_first_byte_on(tmp_path: Path, monkeyp
     (tmp_path / ".saved.draft").touch(0o644)  # of one that was killed
     backups.save("postgresql://", tmp_path / "saved")
     assert modes == [0o600]
+
+
+def test_a_backup_that_is_not_there_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRISTMILL_DATA_DIR", str(tmp_path / "data"))
+    refused = CliRunner().invoke(main, ["restore", str(tmp_path / "nope")])
+    assert refused.exit_code == 2
+    assert refused.stderr == f"Error: There is no file {tmp_path}/nope.\n"
+    assert not (tmp_path / "data").exists()

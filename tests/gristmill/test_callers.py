@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from gristmill.cli import main
 from gristmill.commands import up
@@ -47,11 +47,15 @@ def test_a_key_is_printed_once_works_and_can_be_revoked(there: Engine) -> None:
 def test_a_key_may_end_by_itself(there: Engine) -> None:
     run("keys", "create", "--name", "bob", "--days", "3")
     assert "until 2" in run("keys", "list").stdout
+    with there.begin() as connection:
+        connection.execute(text("UPDATE api_key SET expires_at = now()"))
+    assert "ended 2" in run("keys", "list").stdout
     assert run("keys", "create", "--name", "bob", "--days", "0").exit_code == 2
 
 
 def test_a_project_gets_the_weight_that_it_is_given(there: Engine) -> None:
-    assert run("projects", "weigh", "default", "3").exit_code == 0
+    weighed = run("projects", "weigh", "default", "3")
+    assert (weighed.exit_code, weighed.stderr) == (0, "The project default has the weight 3.\n")
     assert run("projects", "list").stdout.split() == ["PROJECT", "WEIGHT", "default", "3"]
     assert run("projects", "weigh", "default", "0").exit_code == 2
     assert run("projects", "weigh", "unknown", "2").exit_code == 2

@@ -20,6 +20,7 @@ from rich.console import Console
 from gristmill import delivery, screen
 from gristmill.cli import main
 from gristmill.client import Client
+from gristmill.commands.run import competition
 from gristmill.faults import Fault
 from gristmill.input_file import prepare, with_model
 from gristmill.operate import Operation, own_key
@@ -145,8 +146,47 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_an_unknown_setting_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRISTMILL_SLOT", "3")
     said = refused("models", "list")
-    assert said.startswith("Error: GRISTMILL_SLOT is not a setting")
-    assert said.count("\n") == 1
+    assert said == "Error: GRISTMILL_SLOT is not a setting; did you mean GRISTMILL_SLOTS?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("GRISTMILL_DATABASE_URL", "x", "did you mean DATABASE_URL?"),
+        ("GRISTMILL_SPEED", "9", "list them with: gristmill settings"),
+        ("GRISTMILL_LOG_LEVEL", "loud", "='loud' cannot be used"),
+        ("GRISTMILL_SLOTS", "many", "='many' cannot be used"),
+        ("DATABASE_URL", "mysql://u:p@h/x", "DATABASE_URL cannot be used: it does not begin with postgresql:// or "),
+        ("BROKER_URL", "amqp://u:p@h", "BROKER_URL cannot be used: it does not begin with redis:// or "),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_with_a_way_out(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    for command in (("models", "list"), ("worker", "--io"), ("up",)):
+        told = refused(*command)
+        assert told.startswith(f"Error: {name}")
+        assert said in told
+        assert told.count("\n") == 1
+
+
+def test_settings_are_listed_with_what_they_are_here_and_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRISTMILL_SLOTS", "3")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://someone:secret@h/x")
+    monkeypatch.setenv("GRISTMILL_LOG_LEVEL", "debug")
+    told = call("settings")
+    assert told.exit_code == 0
+    listed = told.stdout.splitlines()
+    assert {line.partition("=")[0] for line in listed[::2]} == Settings.environment_names()
+    assert {"GRISTMILL_SLOTS=3", "DATABASE_URL=...", "BROKER_URL=  (default)", "GRISTMILL_THREADS=2  (default)"} <= {
+        *listed
+    }
+    assert "secret" not in told.output
+    monkeypatch.setenv("GRISTMILL_SLOT", "3")
+    mistaken = call("settings")
+    assert (mistaken.exit_code, mistaken.stdout) == (2, told.stdout)
+    assert "did you mean GRISTMILL_SLOTS?" in mistaken.stderr
 
 
 def test_an_unknown_model_is_refused_in_one_sentence() -> None:
@@ -170,10 +210,13 @@ def test_a_damaged_model_is_marked_in_the_list_which_then_fails(data_dir: Path) 
     assert "model.onnx.data has 0 bytes instead of" in listed.stderr
 
 
-def test_without_a_model_up_and_run_say_how_to_add_one(tmp_path: Path) -> None:
+def test_without_a_model_up_and_run_say_how_to_add_one_and_where_they_looked(tmp_path: Path, data_dir: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(LINE)
     for command in (("up",), ("run", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")):
-        assert "gristmill models add smollm2-135m" in refused(*command)
+        said = refused(*command)
+        assert f"No model is installed in {data_dir}/models (" in said
+        assert "gristmill models add smollm2-135m" in said
+        assert "GRISTMILL_DATA_DIR" in said
 
 
 def test_a_bad_input_is_refused_before_anything_starts(tmp_path: Path, data_dir: Path) -> None:
@@ -254,7 +297,23 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
 def test_what_is_not_gristmill_is_told_so(api: StubApi) -> None:
     api.says("GET", "/v1/batches/batch_1", b"<html>")
     assert "is not JSON" in refused("status", "batch_1", "--url", api.url, "--key", "k")
-    assert "is not the address" in refused("status", "batch_1", "--url", "http://h:port", "--key", "k")
+    for url in ("http://h:port", "127.0.0.1:8000", "localhost:8000", "ftp://h", ""):
+        assert "is not the address" in refused("status", "batch_1", "--url", url, "--key", "k")
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_the_address_may_be_the_one_that_up_prints(api: StubApi, ending: str) -> None:
+    api.says("GET", "/v1/batches", {"data": [], "has_more": False})
+    assert call("status", "--url", api.url + ending, "--key", "k").exit_code == 0
+
+
+@pytest.mark.parametrize(("name", "sent"), [("a.jsonl", "a.jsonl"), ("a.txt", "a.txt.jsonl"), ("a", "a.jsonl")])
+def test_a_file_may_have_any_name_here(api: StubApi, tmp_path: Path, name: str, sent: str) -> None:
+    api.says("POST", "/v1/files", {"id": "file-in"})
+    api.says("POST", "/v1/batches", of(status="validating"))
+    (tmp_path / name).write_bytes(LINE)
+    assert call("submit", tmp_path / name, "--url", api.url, "--key", "k").exit_code == 0
+    assert f'filename="{sent}"'.encode() in api.asked[0][2]
 
 
 def test_without_a_key_the_person_is_told_where_one_comes_from() -> None:
@@ -268,6 +327,23 @@ def test_the_key_that_up_keeps_is_used(api: StubApi, data_dir: Path) -> None:
     result = call("status", "--url", api.url)
     assert (result.exit_code, result.stdout) == (0, "")
     assert api.asked[0][3] == "Bearer gm_kept"
+
+
+def test_the_key_of_another_user_is_refused_with_a_way_out(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played, since root may read any file."""
+
+    def refuse(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gristmill.operate.installed", lambda *_: ["tiny"])
+    monkeypatch.setattr("gristmill.operate.refuse_taken_port", lambda *_: None)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    for command in (("status",), ("up",)):
+        said = refused(*command)
+        assert said == (
+            f"Error: {data_dir}/api-key is another user's: start as that user, or choose another data folder with "
+            "GRISTMILL_DATA_DIR.\n"
+        )
 
 
 def test_a_refusal_is_said_in_the_servers_words(api: StubApi) -> None:
@@ -290,6 +366,13 @@ def test_status_lists_batches_in_columns(api: StubApi) -> None:
     heading, row = call("status", "--url", api.url, "--key", "k").stdout.splitlines()
     assert heading.split() == ["BATCH", "STATUS", "LINES", "MODEL", "CREATED"]
     assert row.split()[:4] == ["batch_1", "completed", "2/2", "tiny"]
+
+
+def test_status_says_where_it_stops(api: StubApi) -> None:
+    api.says("GET", "/v1/batches", {"data": [of(id=f"batch_{n}") for n in range(51)], "has_more": False})
+    listed = call("status", "--url", api.url, "--key", "k")
+    assert len(listed.stdout.splitlines()) == 51
+    assert listed.stderr == "Older than these 50 are not shown.\n"
 
 
 def test_results_come_whole_with_status_0(api: StubApi, tmp_path: Path) -> None:
@@ -342,8 +425,8 @@ def test_each_fault_of_a_file_is_told_with_its_line_and_the_rest_counted(api: St
     api.says("GET", "/v1/batches/batch_1", of(status="failed", errors={"object": "list", "data": faults}))
     said = refused("results", "batch_1", "-o", tmp_path / "out.jsonl", "--url", api.url, "--key", "k").splitlines()
     assert said[0] == "line 1: Fault 1. (bad)"
-    assert said[-1] == "and 3 more"
-    assert len(said) == 21
+    assert said[-2:] == ["and 3 more", "No line was run; mend the file and send it again."]
+    assert len(said) == 22
 
 
 def test_lists_are_read_to_their_last_page(api: StubApi) -> None:
@@ -452,7 +535,7 @@ def test_a_program_that_keeps_dying_is_given_up_with_its_last_words(tmp_path: Pa
             running.refuse_hopeless()
     finally:
         running.stop()
-    assert any("ended with status 2" in sentence for sentence in said)
+    assert any("ended with status 2: No such option" in sentence for sentence in said)
     assert any(sentence.startswith("worker | ") for sentence in said)
 
 
@@ -462,6 +545,20 @@ def test_a_child_ends_with_its_parent() -> None:
         "_end_with(1 << 30); threading.Event().wait(60)"
     )
     assert subprocess.run([sys.executable, "-c", child], timeout=30, check=False).returncode == -15
+
+
+def test_a_run_tells_of_those_that_it_shares_its_workers_with() -> None:
+    counts = {"total": 400, "completed": 3, "failed": 1}
+    latest = [
+        Batch.model_validate(of(id="batch_mine", status="in_progress")),
+        Batch.model_validate(of(id="batch_stopped", status="in_progress", request_counts=counts)),
+        Batch.model_validate(of(id="batch_done")),
+    ]
+    assert competition(latest[::2], "batch_mine") is None
+    said = competition(latest, "batch_mine")
+    assert said is not None
+    assert said.startswith("The workers also answer batch_stopped of before, 396 lines; ")
+    assert "answer 2 batches of before, 396 lines; " in (competition(latest, "batch_new") or "")
 
 
 def test_batches_are_parsed_by_the_contract() -> None:

@@ -278,7 +278,7 @@ def test_killed_and_started_again_it_goes_on_and_ctrl_c_ends_it_whole(seed: Path
         pids = children(second.process.pid)
         assert len(pids) == 3
         assert end(second) == 0
-        assert second.said().removeprefix("Stopping; Ctrl-C again stops at once.\n") == "Stopped.\n", (
+        assert second.said().removeprefix("Stopping the workers; Ctrl-C does not wait for them.\n") == "Stopped.\n", (
             "it may take a while"
         )
         assert_nothing_runs(pids)

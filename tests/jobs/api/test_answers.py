@@ -64,6 +64,25 @@ def test_every_refusal_wears_the_envelope_and_a_request_id(client, method, path,
     refusal(client.request(method, path), status)
 
 
+def test_a_wrong_method_is_told_all_the_right_ones(client):
+    answer = client.put("/v1/files")
+    assert refusal(answer, 405)["message"] == "Not allowed to PUT /v1/files. Allowed methods: GET, HEAD, POST."
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/embeddings", "Invalid URL (GET /v1/embeddings)"),
+        ("/chat/completions", "Invalid URL (GET /chat/completions). Check the base URL: it ends in /v1, once."),
+        ("/v1/v1/models", "Invalid URL (GET /v1/v1/models). Check the base URL: it ends in /v1, once."),
+        ("/v1", "Invalid URL (GET /v1). Check the base URL: it ends in /v1, once."),
+    ],
+)
+def test_who_has_the_wrong_base_url_is_told_so(client, path, message):
+    assert refusal(client.get(path), 404)["message"] == message
+
+
 @pytest.mark.parametrize(
     ("query", "code", "message"),
     [

@@ -108,6 +108,21 @@ def changed(**change: object) -> bytes:
 LINE_FAULTS: list[tuple[Callable[[], bytes], str, str, str | None]] = [
     (lambda: b"{", "invalid_json_line", "This line is not parseable as valid JSON.", None),
     *(
+        (
+            lambda encoding=encoding: making.line("a", content="h\u00e9llo").decode().encode(encoding),  # type: ignore[misc]
+            "invalid_json_line",
+            "This line is not parseable as valid JSON. It is not in UTF-8, as the file must be.",
+            None,
+        )
+        for encoding in ("latin-1", "utf-16")
+    ),
+    (
+        lambda: b"[1]",
+        "invalid_json_line",
+        "Expected one request, a JSON object, in this line, but it is an array.",
+        None,
+    ),
+    *(
         (lambda name=name: without(name), "missing_required_parameter", f"Missing required parameter: '{name}'.", name)  # type: ignore[misc]
         for name in ("custom_id", "method", "url", "body")
     ),
