@@ -49,7 +49,7 @@ paged: install ## compare what the engine for GPUs writes, its kernels played on
 lint: install ## ruff, types and the import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy --num-workers 2
 	@$(BIN)/lint-imports
 
 bench: install ## compare the engine with others on the same tokens

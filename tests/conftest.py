@@ -27,6 +27,11 @@ settings.register_profile(
 settings.load_profile("shared")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for processes comes first: at the end, one of the workers would be alone with it."""
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/gristmill/", "tests/faults/")))
