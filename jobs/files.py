@@ -222,14 +222,18 @@ def read(engine: Engine, file_id: str, *, start: int = 0, stop: int | None = Non
 
 
 def sweep(connection: Connection) -> int:
-    """Delete some expired files, and some that a day has not finished; how many. A few at once: they may be large."""
+    """Delete some expired files, and some that a day has not finished; how many. A few at once: they may be large.
+
+    They are gathered in an array, once: of IN (SELECT ... LIMIT ...) the planner may read more than one helping.
+    """
     done = connection.execute(
         text("""
             DELETE FROM file
-             WHERE id IN (SELECT id FROM file
-                           WHERE expires_at < now()
-                              OR (state = 'uploading' AND created_at < now() - interval '1 day')
-                           LIMIT 10 FOR UPDATE SKIP LOCKED)
+             WHERE id = ANY(ARRAY(
+                   SELECT id FROM file
+                    WHERE expires_at < now()
+                       OR (state = 'uploading' AND created_at < now() - interval '1 day')
+                    LIMIT 10 FOR UPDATE SKIP LOCKED))
         """)
     )
     return done.rowcount

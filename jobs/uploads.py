@@ -197,10 +197,11 @@ def sweep(connection: Connection) -> int:
     parts = connection.execute(
         text("""
             DELETE FROM file
-             WHERE id IN (SELECT f.id FROM upload u
-                            JOIN upload_part p ON p.upload_id = u.id JOIN file f ON f.id = p.file_id
-                           WHERE u.state = 'pending' AND u.expires_at < now() - interval '10 minutes'
-                           LIMIT 10 FOR UPDATE OF f SKIP LOCKED)
+             WHERE id = ANY(ARRAY(
+                   SELECT f.id FROM upload u
+                     JOIN upload_part p ON p.upload_id = u.id JOIN file f ON f.id = p.file_id
+                    WHERE u.state = 'pending' AND u.expires_at < now() - interval '10 minutes'
+                    LIMIT 10 FOR UPDATE OF f SKIP LOCKED))
         """)
     )
     ended = connection.execute(text("DELETE FROM upload WHERE expires_at < now() - interval '1 day'"))

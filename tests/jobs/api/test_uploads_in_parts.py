@@ -128,13 +128,20 @@ def test_an_expired_upload_takes_nothing_and_is_swept(client, ledger):
     assert database.run(ledger, uploads.sweep) == 1
 
 
+def sweep_by_the_worst_plan(connection):
+    """That looks for some parts again for each file there is."""
+    for kind in ("hashjoin", "mergejoin", "hashagg", "sort", "material", "indexscan", "bitmapscan", "memoize"):
+        connection.execute(text(f"SET LOCAL enable_{kind} = off"))
+    return uploads.sweep(connection)
+
+
 def test_the_parts_of_many_expired_uploads_are_all_swept(client, ledger):
-    """A sweep takes a few parts; the next must not look for them again."""
+    """A sweep takes a few parts, however it is planned; the next must not look for them again."""
     part_ids = [part_id for _ in range(8) for part_id in add_all(client, begin(client))]
     database.run(ledger, lambda c: c.execute(text("UPDATE upload SET expires_at = now() - interval '11 minutes'")))
     swept = []
     while not swept or swept[-1]:
-        swept.append(database.run(ledger, uploads.sweep))
+        swept.append(database.run(ledger, sweep_by_the_worst_plan))
     assert (sum(swept), held(ledger)) == (len(part_ids), (0, 0))
     assert len(swept) > 2
 
